@@ -1,0 +1,103 @@
+# Inference with two release modes. `make` lists the targets; variables are in capitals.
+
+# The first Python that is new enough; PYTHON=… chooses another.
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+STORE = models
+DATASET = iris
+VERSION = 1
+NAME =
+ALIAS =
+PURPOSE =
+OWNER =
+DATA =
+TARGET =
+TASK =
+ONNX =
+SAMPLE =
+LABELS =
+UPGRADE =
+
+MODE = model_in_image
+MODEL = $(STORE)/iris/1
+PORT = 8000
+IMAGE_PORT = 8000
+LOAD_PORT = 8001
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev run test check format train contract serve predict lock
+# The options of a tool, quoted for the shell: --name='…' for each variable that is set.
+quoted = '$(subst ','\'',$(1))'
+option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
+
+##@ Start here
+run: setup ## Train iris if the store has none, start both servers, show a prediction from each
+	@.venv/bin/python -m release run $(call option,STORE,store) \
+		$(call option,IMAGE_PORT,image-port) $(call option,LOAD_PORT,load-port)
+
+test: setup-dev ## Run the whole test suite
+	@.venv/bin/python -m pytest
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Models
+train: setup ## Train DATASET=iris|digits|diabetes (or DATA=file.csv TARGET=column NAME=…) as VERSION=1 into STORE=models, with ALIAS=…
+	@.venv/bin/python -m training train $(if $(DATA),,$(call option,DATASET,dataset)) \
+		$(call option,DATA,data) $(call option,TARGET,target) $(call option,TASK,task) \
+		$(call option,NAME,name) $(call option,VERSION,version) $(call option,STORE,store) \
+		$(call option,ALIAS,alias) $(call option,PURPOSE,purpose) $(call option,OWNER,owner)
+
+contract: setup ## Make an artifact from any ONNX=file.onnx: NAME=… VERSION=… PURPOSE=… SAMPLE=rows.npz LABELS=a,b,c
+	@.venv/bin/python -m training contract $(call option,ONNX,onnx) $(call option,SAMPLE,sample) \
+		$(call option,LABELS,labels) $(call option,NAME,name) $(call option,VERSION,version) \
+		$(call option,STORE,store) $(call option,ALIAS,alias) $(call option,PURPOSE,purpose) \
+		$(call option,OWNER,owner)
+
+##@ Servers
+serve: setup ## Start one server: MODE=model_in_image|model_load MODEL=models/iris/1 PORT=8000
+	@$(if $(filter model_load,$(MODE)),MODEL_URI,MODEL_DIR)=$(call quoted,$(MODEL)) PORT=$(PORT) \
+		exec .venv/bin/python -m $(MODE)
+
+predict: setup ## Ask the server on PORT=8000 for a prediction of its own sample
+	@.venv/bin/python -m release predict --url http://127.0.0.1:$(PORT)
+
+##@ Development
+check: setup-dev ## Lint, format, types; locks and README in step with the code
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/python -m pytest -q tests/test_lock.py tests/test_readme.py -m "not slow"
+
+format: setup-dev ## Format the code and mend what the linter can
+	@.venv/bin/ruff check --fix
+	@.venv/bin/ruff format
+
+lock: setup-dev ## Write the locks again from pyproject.toml; UPGRADE=1 takes the newest versions
+	@$(lock) requirements-dev.txt --group training --group test --group dev
+	@$(lock) requirements.txt --constraints requirements-dev.txt --group training --group test
+	@$(lock) serving/requirements.txt --constraints requirements-dev.txt
+
+# One resolution for every Python; the smaller locks are slices of the first.
+lock = .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --custom-compile-command "make lock" \
+	$(if $(UPGRADE),--upgrade) --output-file
+
+##@ Set-up (every other target does it by itself)
+setup: .venv/installed ## Install requirements.txt into .venv
+setup-dev: .venv/installed-dev
+
+install = .venv/bin/python -m pip install --disable-pip-version-check --no-input --require-hashes
+
+.venv/installed: requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; found: $$(python3 --version 2>&1)" >&2; exit 1; }
+	@echo "Installing into .venv, once, in about a minute"
+	@$(PYTHON) -m venv .venv
+	@$(install) -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	@$(install) -r requirements-dev.txt
+	@touch $@

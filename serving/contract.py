@@ -1,0 +1,289 @@
+"""What training promises and both servers enforce: the schema of `contract.json`.
+
+Written by training, read by verify.py and by everything that describes the model.
+A contract never changes once it is published; a change of this schema that an older
+server could not read raises FORMAT.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import model_validator
+
+FORMAT = 1
+MODEL_FILE = "model.onnx"
+CONTRACT_FILE = "contract.json"
+
+Array = NDArray[Any]
+Dtype = Literal[
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "float32", "float64", "string",
+]  # fmt: skip
+# Lower case, because a name becomes part of an image's name.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
+# "aliases" is the folder beside the versions; it cannot be one.
+Version = Annotated[
+    str, StringConstraints(pattern=r"^(?!aliases$)[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ContractMismatch(Exception):  # noqa: N818 - the field's word for it
+    """A model that must not be served, with every reason at once."""
+
+    def __init__(self, subject: str, differences: list[str]) -> None:
+        self.subject = subject
+        self.differences = differences
+        super().__init__(subject, differences)
+
+    def __str__(self) -> str:
+        listed = "".join(f"\n  - {difference}" for difference in self.differences)
+        return (
+            f"ContractMismatch: {self.subject}:{listed}\n"
+            "Train again, publish it again, or roll back to the version before."
+        )
+
+
+class Part(BaseModel):
+    """Any part of a contract: immutable, and without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Feature(Part):
+    """One column of an input: what it is, in which unit, and what training saw."""
+
+    name: str
+    unit: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class Tensor(Part):
+    """One input or output of the model.
+
+    A dimension is a fixed size, the name of a dynamic one, or null when it has no name.
+    `features` (inputs) and `labels` (outputs) describe the last dimension, one each.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int | str | None, ...]
+    features: tuple[Feature, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_description_a_column(self) -> Self:
+        for what, described in (("features", self.features), ("labels", self.labels)):
+            if described and (not self.shape or len(described) != self.shape[-1]):
+                raise ValueError(
+                    f'"{self.name}" expected as many {what} as the last dimension of '
+                    f"{self.signature}, got {len(described)}"
+                )
+        return self
+
+    @property
+    def signature(self) -> str:
+        """Dtype and shape as one word, such as `float32[N,4]`."""
+        return f"{self.dtype}{dimensions(self.shape)}"
+
+
+class ModelFile(Part):
+    """The bytes of the model and what a runtime must support to load them."""
+
+    sha256: Sha256
+    size_bytes: int
+    ir_version: int
+    opsets: dict[str, int] = Field(description="operator set domain -> version")
+
+
+class GoldenRows(Part):
+    """One run of the model: inputs with the outputs training saw.
+
+    Arrays are nested lists by tensor name; NaN and infinities are strings, since JSON
+    has no word for them. Outputs agree when |got - expected| <= atol + rtol * |expected|;
+    other types than floats agree when they are equal.
+    """
+
+    source: str = Field(description="where the inputs come from")
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    rtol: float
+    atol: float
+
+
+class Dataset(Part):
+    """What the model was trained on."""
+
+    name: str
+    sha256: Sha256
+    rows: int
+
+
+class Agreement(Part):
+    """How well ONNX Runtime reproduces scikit-learn on every held-out row."""
+
+    rows: int
+    largest_difference: float
+    rtol: float
+    atol: float
+
+
+class Environment(Part):
+    """The exact software an artifact was made with."""
+
+    python: str
+    os: str
+    libraries: dict[str, str] = Field(description="package -> version")
+
+
+class Origin(Part):
+    """Where the artifact comes from, and how to make it again."""
+
+    command: str
+    commit: str | None = None
+    dataset: Dataset | None = None
+    metrics: dict[str, float] = Field(default={}, description="on held-out rows")
+    agreement: Agreement | None = None
+    environment: Environment
+
+
+class Contract(Part):
+    """Everything a server must know of a model before it serves it."""
+
+    format: Literal[1] = FORMAT
+    name: Name
+    version: Version
+    purpose: str
+    owner: str
+    model: ModelFile
+    inputs: tuple[Tensor, ...] = Field(min_length=1)
+    outputs: tuple[Tensor, ...] = Field(min_length=1)
+    golden: GoldenRows
+    origin: Origin
+
+    @model_validator(mode="after")
+    def _golden_rows_for_every_tensor(self) -> Self:
+        for what, tensors, golden in (
+            ("inputs", self.inputs, self.golden.inputs),
+            ("outputs", self.outputs, self.golden.outputs),
+        ):
+            names = [tensor.name for tensor in tensors]
+            if sorted(names) != sorted(golden):
+                raise ValueError(f"golden {what} expected for {names}, got {sorted(golden)}")
+        return self
+
+    @property
+    def prediction(self) -> Tensor:
+        """The output that /predict answers: the one with labels, or else the first."""
+        return next((output for output in self.outputs if output.labels), self.outputs[0])
+
+    def golden_inputs(self) -> dict[str, Array]:
+        """Return the golden inputs as arrays of the contract's dtypes, by input name."""
+        return arrays(self.inputs, self.golden.inputs)
+
+    def golden_outputs(self) -> dict[str, Array]:
+        """Return the golden outputs as arrays of the contract's dtypes, by output name."""
+        return arrays(self.outputs, self.golden.outputs)
+
+    def to_json(self) -> str:
+        """Return the text of `contract.json`: indented, one line a row of numbers."""
+        text = json.dumps(self.model_dump(mode="json", exclude_defaults=False), indent=2)
+        innermost_list = re.compile(r"\[[^\[\]{}]*\]")
+        # A JSON string holds no raw line break, so only layout is touched.
+        return innermost_list.sub(lambda found: _LINE_BREAK.sub(" ", found[0]), text) + "\n"
+
+
+_LINE_BREAK = re.compile(r"\s*\n\s*")
+
+
+def dimensions(shape: tuple[int | str | None, ...] | list[Any]) -> str:
+    """Return a shape as text, such as `[N,4]`; a dynamic dimension without a name is `?`."""
+    return f"[{','.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
+    """Return what numpy calls a dtype of the contract; strings are objects."""
+    return np.dtype(object if dtype == "string" else dtype)
+
+
+def arrays(tensors: tuple[Tensor, ...], nested: Mapping[str, Any]) -> dict[str, Array]:
+    """Return nested lists, as JSON holds them, as arrays of the tensors' dtypes.
+
+    Raises ValueError, naming the tensor, for what is ragged or does not fit the dtype.
+    """
+    made = {}
+    for tensor in tensors:
+        try:
+            made[tensor.name] = np.array(nested[tensor.name], dtype=numpy_dtype(tensor.dtype))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f'"{tensor.name}" expected {tensor.signature}: {error}') from error
+    return made
+
+
+def nested_lists(array: Array) -> Any:
+    """Return an array as nested lists for JSON; NaN and infinities become strings."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        words = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+        values = [words.get(str(value), value) for value in array.ravel().tolist()]
+        return np.array(values, dtype=object).reshape(array.shape).tolist()
+    return array.tolist()
+
+
+def read_contract(directory: Path) -> Contract:
+    """Read `contract.json` of an artifact.
+
+    Raises ContractMismatch, naming every field that is wrong, when the file is missing,
+    is not JSON, has another format than FORMAT, or does not hold what a contract holds.
+    """
+    path = directory / CONTRACT_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ContractMismatch(str(directory), [f"{CONTRACT_FILE}: {reason}"]) from error
+    return parse_contract(text, str(directory))
+
+
+def parse_contract(text: str, subject: str) -> Contract:
+    """Return the contract that a JSON text holds; `subject` names it in errors.
+
+    Raises ContractMismatch as read_contract does.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ContractMismatch(subject, [f"{CONTRACT_FILE}: not JSON: {error}"]) from error
+    found = fields.get("format") if isinstance(fields, dict) else None
+    if found != FORMAT:
+        raise ContractMismatch(
+            subject, [f"{CONTRACT_FILE}: format expected {FORMAT}, got {json.dumps(found)}"]
+        )
+    try:
+        return Contract.model_validate_json(text)
+    except ValidationError as error:
+        raise ContractMismatch(
+            subject, [f"{CONTRACT_FILE}: {problem}" for problem in problems(error)]
+        ) from error
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Return a pydantic error as lines that name field, rule and what came."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"]) or "whole"
+        came = "" if problem["type"] == "missing" else f", got {_shortened(problem['input'])}"
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {message}{came}" if problem["loc"] else message)
+    return lines
+
+
+def _shortened(value: Any, limit: int = 60) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= limit else text[:limit] + "…"

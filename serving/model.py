@@ -1,0 +1,72 @@
+"""Turn a verified model directory into predictions.
+
+Opened by app.py in each worker, run by runner.py. A Model never changes: a reload builds
+a new one and then swaps the reference, so a request sees the old model or the new one,
+never half of each.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import onnxruntime
+
+from serving.contract import Array, Contract, ContractMismatch
+from serving.rows import Rows
+from serving.verify import open_session, session_differences
+
+
+@dataclass(frozen=True)
+class Model:
+    """An open session that answers the golden rows as its contract says.
+
+    seconds_per_row: what one golden row cost in this process, the session being warm.
+    """
+
+    contract: Contract
+    session: onnxruntime.InferenceSession
+    rows: Rows
+    seconds_per_row: float
+    loaded_at: datetime
+    load_seconds: float
+
+    @classmethod
+    def open(cls, directory: Path, contract: Contract, *, max_rows: int) -> Self:
+        """Open the model of an artifact whose files were verified.
+
+        Raises ContractMismatch with every difference of the session from the contract.
+        """
+        started = time.perf_counter()
+        session = open_session(contract, directory)
+        if found := session_differences(contract, session):
+            raise ContractMismatch(str(directory), found)
+        return cls(
+            contract=contract,
+            session=session,
+            rows=Rows(contract, max_rows=max_rows),
+            seconds_per_row=_seconds_per_row(contract, session),
+            loaded_at=datetime.now(UTC),
+            load_seconds=time.perf_counter() - started,
+        )
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs in the contract's order.
+
+        inputs: arrays of the contract's dtypes and shapes, by input name; what does not
+        fit is the caller's mistake and raises whatever onnxruntime raises.
+        """
+        names = [output.name for output in self.contract.outputs]
+        outputs: list[Array] = self.session.run(names, inputs)
+        return outputs
+
+
+def _seconds_per_row(contract: Contract, session: onnxruntime.InferenceSession) -> float:
+    """Run the golden rows, which ran once already, and share the time among them."""
+    inputs = contract.golden_inputs()
+    first = next(iter(inputs.values()))
+    started = time.perf_counter()
+    session.run(None, inputs)
+    return (time.perf_counter() - started) / (len(first) if first.ndim else 1)

@@ -1,0 +1,227 @@
+"""Compare a contract with what is really there: the files, the session, the runtime.
+
+Called before the fork (files), when a session is opened (tensors and golden rows), and
+by training before it publishes. Every check returns all differences it finds, each with
+what was expected and what came.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from serving.contract import (
+    CONTRACT_FILE,
+    MODEL_FILE,
+    Array,
+    Contract,
+    ContractMismatch,
+    Dtype,
+    GoldenRows,
+    Tensor,
+    dimensions,
+    read_contract,
+)
+
+_DTYPES: dict[str, Dtype] = {
+    "tensor(bool)": "bool",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(string)": "string",
+}
+_CHUNK_BYTES = 1 << 20
+
+
+def verify_files(directory: Path, contract_sha256: str | None = None) -> Contract:
+    """Return the contract of an artifact whose files are what it says.
+
+    contract_sha256: what `contract.json` must hash to, if that is known. Opens no session
+    while the files are right. Raises ContractMismatch with every difference, those of the
+    session and the golden rows included, when they are not.
+    """
+    if not directory.is_dir():
+        raise ContractMismatch(str(directory), ["expected a directory with the artifact, got none"])
+    try:
+        contract = read_contract(directory)
+    except ContractMismatch as mismatch:
+        missing = [] if (directory / MODEL_FILE).is_file() else [f"{MODEL_FILE}: missing"]
+        raise ContractMismatch(str(directory), [*mismatch.differences, *missing]) from None
+    if file_differences(contract, directory, contract_sha256):
+        raise ContractMismatch(str(directory), differences(contract, directory, contract_sha256))
+    return contract
+
+
+def differences(
+    contract: Contract, directory: Path, contract_sha256: str | None = None
+) -> list[str]:
+    """Return every difference between a contract and the files, the session, this runtime."""
+    found = file_differences(contract, directory, contract_sha256)
+    if not (directory / MODEL_FILE).is_file():
+        return found
+    try:
+        session = open_session(contract, directory)
+    except ContractMismatch as mismatch:
+        return found + mismatch.differences
+    return found + session_differences(contract, session)
+
+
+def file_differences(
+    contract: Contract, directory: Path, contract_sha256: str | None = None
+) -> list[str]:
+    """Return how the files of an artifact differ from its contract; reads both once."""
+    found = []
+    if contract_sha256 is not None:
+        came = sha256_of(directory / CONTRACT_FILE)
+        if came != contract_sha256:
+            found.append(f"{CONTRACT_FILE}: sha256 expected {contract_sha256}, got {came}")
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        return [*found, f"{MODEL_FILE}: missing"]
+    size = path.stat().st_size
+    if size != contract.model.size_bytes:
+        found.append(f"{MODEL_FILE}: expected {contract.model.size_bytes} bytes, got {size}")
+    came = sha256_of(path)
+    if came != contract.model.sha256:
+        found.append(f"{MODEL_FILE}: sha256 expected {contract.model.sha256}, got {came}")
+    return found
+
+
+def open_session(contract: Contract, directory: Path) -> onnxruntime.InferenceSession:
+    """Open the model of an artifact on one thread: a worker has a core, not the host.
+
+    Raises ContractMismatch when this onnxruntime cannot load it.
+    """
+    try:
+        return session_of(directory / MODEL_FILE)
+    except Exception as error:  # noqa: BLE001 - onnxruntime has no base class for its errors
+        raise ContractMismatch(str(directory), [_why_not_loaded(contract, error)]) from error
+
+
+def session_of(model: Path | bytes) -> onnxruntime.InferenceSession:
+    """Open a model as both servers do; raises whatever onnxruntime raises."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+
+
+def session_differences(contract: Contract, session: onnxruntime.InferenceSession) -> list[str]:
+    """Return how a session's tensors and its golden rows differ from the contract."""
+    found = []
+    for kind, promised, real in (
+        ("input", contract.inputs, session.get_inputs()),
+        ("output", contract.outputs, session.get_outputs()),
+    ):
+        found += _tensor_differences(kind, promised, {node.name: node for node in real})
+    try:
+        inputs, expected = contract.golden_inputs(), contract.golden_outputs()
+    except ValueError as error:
+        return [*found, f"golden rows: {error}"]
+    try:
+        names = [output.name for output in contract.outputs]
+        came = dict(zip(names, session.run(names, inputs), strict=True))
+    except Exception as error:  # noqa: BLE001 - onnxruntime has no base class for its errors
+        return [*found, f"golden rows: do not run: {_one_line(error)}"]
+    for output in contract.outputs:
+        found += _golden_differences(output, contract.golden, expected[output.name], came)
+    return found
+
+
+def tensors_of(nodes: list[Any]) -> tuple[Tensor, ...]:
+    """Return a session's inputs or outputs as tensors of a contract.
+
+    Raises ContractMismatch, naming all of them, when some have no type a contract knows.
+    """
+    unknown = [
+        f'"{node.name}" is {node.type}, expected a tensor of {", ".join(_DTYPES.values())}'
+        for node in nodes
+        if node.type not in _DTYPES
+    ]
+    if unknown:
+        raise ContractMismatch(MODEL_FILE, unknown)
+    return tuple(
+        Tensor(name=node.name, dtype=_DTYPES[node.type], shape=tuple(node.shape)) for node in nodes
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, in hex; reads it in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def agree(got: Array, expected: Array, *, rtol: float, atol: float) -> Array:
+    """Return where two arrays of one shape agree: floats within the tolerance, others exactly."""
+    if expected.dtype.kind != "f":
+        return np.asarray(got == expected)
+    return np.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def _tensor_differences(kind: str, promised: tuple[Tensor, ...], real: dict[str, Any]) -> list[str]:
+    found = []
+    for tensor in promised:
+        node = real.pop(tensor.name, None)
+        if node is None:
+            found.append(f'{kind} "{tensor.name}": expected {tensor.signature}, the model has none')
+            continue
+        came = f"{_DTYPES.get(node.type, node.type)}{dimensions(node.shape)}"
+        if came != tensor.signature:
+            found.append(f'{kind} "{tensor.name}": expected {tensor.signature}, got {came}')
+    found += [f'{kind} "{name}": not in the contract, the model has it' for name in real]
+    return found
+
+
+def _golden_differences(
+    output: Tensor, golden: GoldenRows, expected: Array, came: dict[str, Array]
+) -> list[str]:
+    got = came[output.name]
+    if got.shape != expected.shape:
+        return [
+            f'golden rows: output "{output.name}" expected shape {dimensions(list(expected.shape))}'
+            f", got {dimensions(list(got.shape))}"
+        ]
+    wrong = np.argwhere(~agree(got, expected, rtol=golden.rtol, atol=golden.atol))
+    if not len(wrong):
+        return []
+    first = tuple(wrong[0])
+    return [
+        f'golden rows: output "{output.name}"{dimensions([int(i) for i in first])} expected '
+        f"{expected[first]}, got {got[first]} (rtol {golden.rtol:g}, atol {golden.atol:g}; "
+        f"{len(wrong)} of {expected.size} values differ)"
+    ]
+
+
+def _why_not_loaded(contract: Contract, error: Exception) -> str:
+    """Name the opset or IR version when that is why; onnxruntime's own words otherwise."""
+    said = _one_line(error)
+    runtime = f"onnxruntime {onnxruntime.__version__}"
+    if ir := re.search(r"max supported IR version: (\d+)", said):
+        return f"{MODEL_FILE}: IR version {contract.model.ir_version}, {runtime} loads up to {ir[1]}"
+    if opset := re.search(r"support for domain (\S+) is till opset (\d+)", said):
+        needed = contract.model.opsets.get(opset[1], contract.model.opsets.get(""))
+        return f"{MODEL_FILE}: opset {opset[1]} {needed}, {runtime} loads up to {opset[2]}"
+    return f"{MODEL_FILE}: {runtime} does not load it: {said}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
