@@ -32,8 +32,8 @@ quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
 
 ##@ Start here
-run: setup ## Train iris if the store has none, start both servers, show a prediction from each
-	@.venv/bin/python -m release run $(call option,STORE,store) \
+run: setup ## Train MODEL=models/iris/1 if it is not there, start both servers, show a prediction from each
+	@.venv/bin/python -m release run $(call option,MODEL,model) \
 		$(call option,IMAGE_PORT,image-port) $(call option,LOAD_PORT,load-port)
 
 test: setup-dev ## Run the whole test suite

@@ -13,8 +13,15 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 FORMAT = 1
 MODEL_FILE = "model.onnx"
@@ -27,10 +34,17 @@ Dtype = Literal[
 ]  # fmt: skip
 # Lower case, because a name becomes part of an image's name.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
-# "aliases" is the folder beside the versions; it cannot be one.
-Version = Annotated[
-    str, StringConstraints(pattern=r"^(?!aliases$)[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
-]
+_Identifier = StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+
+
+def _not_the_folder_of_aliases(version: str) -> str:
+    if version == "aliases":
+        raise ValueError('"aliases" is the folder beside the versions; it cannot be one')
+    return version
+
+
+Version = Annotated[str, _Identifier, AfterValidator(_not_the_folder_of_aliases)]
+Alias = Annotated[str, _Identifier]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -157,7 +171,7 @@ class Origin(Part):
 class Contract(Part):
     """Everything a server must know of a model before it serves it."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: Name
     version: Version
     purpose: str
@@ -228,12 +242,16 @@ def arrays(tensors: tuple[Tensor, ...], nested: Mapping[str, Any]) -> dict[str, 
 
 
 def nested_lists(array: Array) -> Any:
-    """Return an array as nested lists for JSON; NaN and infinities become strings."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        words = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-        values = [words.get(str(value), value) for value in array.ravel().tolist()]
-        return np.array(values, dtype=object).reshape(array.shape).tolist()
-    return array.tolist()
+    """Return an array as nested lists for JSON: the fewest digits that give the same float.
+
+    NaN and infinities become strings.
+    """
+    if array.dtype.kind != "f":
+        return array.tolist()
+    words = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    values = np.empty(array.size, dtype=object)
+    values[:] = [words.get(str(value)) or float(str(value)) for value in array.ravel()]
+    return values.reshape(array.shape).tolist()
 
 
 def read_contract(directory: Path) -> Contract:

@@ -15,7 +15,7 @@ from typing import Self
 import onnxruntime
 
 from serving.contract import Array, Contract, ContractMismatch
-from serving.rows import Rows
+from serving.rows import Rows, why_no_rows
 from serving.verify import open_session, session_differences
 
 
@@ -23,12 +23,16 @@ from serving.verify import open_session, session_differences
 class Model:
     """An open session that answers the golden rows as its contract says.
 
+    rows: the codec of /predict, None where requests cannot be written as rows.
+    headers: what every prediction carries, so that an answer says which model made it.
     seconds_per_row: what one golden row cost in this process, the session being warm.
     """
 
+    directory: Path
     contract: Contract
     session: onnxruntime.InferenceSession
-    rows: Rows
+    rows: Rows | None
+    headers: list[tuple[bytes, bytes]]
     seconds_per_row: float
     loaded_at: datetime
     load_seconds: float
@@ -44,9 +48,15 @@ class Model:
         if found := session_differences(contract, session):
             raise ContractMismatch(str(directory), found)
         return cls(
+            directory=directory,
             contract=contract,
             session=session,
-            rows=Rows(contract, max_rows=max_rows),
+            rows=None if why_no_rows(contract) else Rows(contract, max_rows=max_rows),
+            headers=[
+                (b"model-name", contract.name.encode()),
+                (b"model-version", contract.version.encode()),
+                (b"model-sha256", contract.model.sha256.encode()),
+            ],
             seconds_per_row=_seconds_per_row(contract, session),
             loaded_at=datetime.now(UTC),
             load_seconds=time.perf_counter() - started,
@@ -61,6 +71,12 @@ class Model:
         names = [output.name for output in self.contract.outputs]
         outputs: list[Array] = self.session.run(names, inputs)
         return outputs
+
+    def sample(self) -> dict[str, Array]:
+        """Return the first golden row as inputs; all of them where a run has a fixed size."""
+        fixed = any(not t.shape or isinstance(t.shape[0], int) for t in self.contract.inputs)
+        inputs = self.contract.golden_inputs()
+        return inputs if fixed else {name: rows[:1] for name, rows in inputs.items()}
 
 
 def _seconds_per_row(contract: Contract, session: onnxruntime.InferenceSession) -> float:

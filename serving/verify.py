@@ -105,7 +105,7 @@ def open_session(contract: Contract, directory: Path) -> onnxruntime.InferenceSe
     """
     try:
         return session_of(directory / MODEL_FILE)
-    except Exception as error:  # noqa: BLE001 - onnxruntime has no base class for its errors
+    except Exception as error:
         raise ContractMismatch(str(directory), [_why_not_loaded(contract, error)]) from error
 
 
@@ -196,19 +196,16 @@ def _golden_differences(
 ) -> list[str]:
     got = came[output.name]
     if got.shape != expected.shape:
-        return [
-            f'golden rows: output "{output.name}" expected shape {dimensions(list(expected.shape))}'
-            f", got {dimensions(list(got.shape))}"
-        ]
+        shapes = f"{dimensions(list(expected.shape))}, got {dimensions(list(got.shape))}"
+        return [f'golden rows: output "{output.name}" expected shape {shapes}']
     wrong = np.argwhere(~agree(got, expected, rtol=golden.rtol, atol=golden.atol))
     if not len(wrong):
         return []
-    first = tuple(wrong[0])
-    return [
-        f'golden rows: output "{output.name}"{dimensions([int(i) for i in first])} expected '
-        f"{expected[first]}, got {got[first]} (rtol {golden.rtol:g}, atol {golden.atol:g}; "
-        f"{len(wrong)} of {expected.size} values differ)"
-    ]
+    first = tuple(int(index) for index in wrong[0])
+    where = f'golden rows: output "{output.name}"{dimensions(first)}'
+    tolerance = f"rtol {golden.rtol:g}, atol {golden.atol:g}"
+    count = f"{len(wrong)} of {expected.size} values differ"
+    return [f"{where} expected {expected[first]}, got {got[first]} ({tolerance}; {count})"]
 
 
 def _why_not_loaded(contract: Contract, error: Exception) -> str:
@@ -216,9 +213,12 @@ def _why_not_loaded(contract: Contract, error: Exception) -> str:
     said = _one_line(error)
     runtime = f"onnxruntime {onnxruntime.__version__}"
     if ir := re.search(r"max supported IR version: (\d+)", said):
-        return f"{MODEL_FILE}: IR version {contract.model.ir_version}, {runtime} loads up to {ir[1]}"
+        return (
+            f"{MODEL_FILE}: IR version {contract.model.ir_version}, {runtime} loads up to {ir[1]}"
+        )
     if opset := re.search(r"support for domain (\S+) is till opset (\d+)", said):
-        needed = contract.model.opsets.get(opset[1], contract.model.opsets.get(""))
+        domain = "" if opset[1] == "ai.onnx" else opset[1]
+        needed = contract.model.opsets.get(domain)
         return f"{MODEL_FILE}: opset {opset[1]} {needed}, {runtime} loads up to {opset[2]}"
     return f"{MODEL_FILE}: {runtime} does not load it: {said}"
 

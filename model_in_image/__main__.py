@@ -1,0 +1,12 @@
+"""Serve the model in MODEL_DIR: `python -m model_in_image`, configured by the environment."""
+
+import sys
+
+from serving.signals import exit_at_once_on_term
+
+if __name__ == "__main__":
+    exit_at_once_on_term()
+    from model_in_image.source import ModelInImageSettings, locate
+    from serving.process import run
+
+    sys.exit(run(ModelInImageSettings, locate))

@@ -1,0 +1,1 @@
+"""The release mode whose model is pulled when the server starts."""

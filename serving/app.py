@@ -1,0 +1,177 @@
+"""The application: one FastAPI app with the predict endpoints dispatched before its stack.
+
+Made once by server.py before the fork; each worker opens the session in the app's
+lifespan. FastAPI holds the documentation and everything that is not hot (routes.py).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving import logs, routes
+from serving.contract import Contract, ContractMismatch
+from serving.inventory import Inventory
+from serving.metrics import Metrics
+from serving.model import Model
+from serving.predict import PredictEndpoint, openapi_operation
+from serving.rows import Rows
+from serving.runner import Runner
+from serving.settings import Settings
+from serving.verify import verify_files
+
+_DESCRIPTION = 'Rows in, rows out. Errors are `{"error": …}`; 4xx is the client\'s mistake.'
+
+
+class App(FastAPI):
+    """A FastAPI application that looks at the path before anything else.
+
+    startup_failure: why the model cannot be served, as text, once that is known.
+    """
+
+    def __init__(self, settings: Settings, contract: Contract, directory: Path) -> None:
+        super().__init__(
+            title=f"{contract.name} {contract.version}",
+            summary=contract.purpose,
+            description=_DESCRIPTION,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+            lifespan=self._open_model,
+        )
+        self.startup_failure: str | None = None
+        self._settings = settings
+        self._contract = contract
+        self._directory = directory
+        self._metrics = Metrics()
+        self._runner = Runner(self._metrics)
+        self._hot = self._hot_endpoints()
+        health = routes.health(self._runner)
+        operations = routes.operations(self._runner, self._metrics, Inventory(settings))
+        public = [health, routes.description(self._runner), routes.documentation()]
+        self._management = None
+        if settings.management_port is None:
+            public.append(operations)
+        else:
+            self._management = FastAPI(openapi_url=None, redirect_slashes=False)
+            _include(self._management, [health, operations])
+        _include(self, public)
+        self.mount(routes.DOCS_ASSETS, StaticFiles(directory=routes.docs_assets()))
+        self._metrics_of = {
+            path: self._metrics.endpoint(path)
+            for path in ("other", "/openapi.json", *routes.paths([*public, operations]))
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the hot paths at once and leave the others to FastAPI."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif self._management and scope["server"][1] == self._settings.management_port:
+            await self._counted(self._management, scope, receive, send)
+        elif hot := self._hot.get(scope["path"]):
+            await hot(scope, receive, send)
+        else:
+            await self._counted(super().__call__, scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, the hot endpoints described by the contract's rules."""
+        document = super().openapi()
+        model = self._runner.model
+        if model.rows is None:
+            return document
+        example = model.sample()[model.contract.inputs[0].name].tolist()
+        described = partial(openapi_operation, model.rows, example)
+        paths = {"/predict": {"post": described(labels=())}}
+        if names := model.contract.prediction.labels:
+            paths["/predict/label"] = {"post": described(labels=names)}
+        return document | {"paths": paths | document["paths"]}
+
+    def _hot_endpoints(self) -> dict[str, ASGIApp]:
+        endpoints = {
+            "/predict": partial(PredictEndpoint, encode=Rows.encode, needs_labels=False),
+            "/predict/label": partial(
+                PredictEndpoint, encode=Rows.encode_labels, needs_labels=True
+            ),
+        }
+        return {
+            path: endpoint(
+                self._runner,
+                self._metrics.endpoint(path),
+                max_body_bytes=self._settings.max_body_bytes,
+            )
+            for path, endpoint in endpoints.items()
+        }
+
+    async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count a request that FastAPI answers; a path that is none of ours is `other`."""
+        started = time.perf_counter()
+        status = 500
+
+        async def noting_the_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await app(scope, receive, noting_the_status)
+        finally:
+            metrics = self._metrics_of.get(scope["path"], self._metrics_of["other"])
+            metrics.observe(status, time.perf_counter() - started)
+
+    @contextlib.asynccontextmanager
+    async def _open_model(self, _: FastAPI) -> AsyncIterator[None]:
+        """Open the session in this process, off the event loop so that signals are heard."""
+        max_rows = self._settings.max_batch_rows
+        try:
+            model = await asyncio.to_thread(
+                Model.open, self._directory, self._contract, max_rows=max_rows
+            )
+        except ContractMismatch as mismatch:
+            self.startup_failure = str(mismatch)
+            raise
+        self._runner.serve(model)
+        self._metrics.model_loaded(self._settings.mode, model.contract)
+        logs.info(
+            "model_loaded",
+            model=model.contract.name,
+            version=model.contract.version,
+            sha256=model.contract.model.sha256,
+            seconds=round(model.load_seconds, 4),
+        )
+        yield
+        self._runner.close()
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the lifespan, saying a model that cannot be served as text, not as a traceback."""
+
+        async def as_text(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and self.startup_failure:
+                message = {**message, "message": self.startup_failure}
+            await send(message)
+
+        with contextlib.suppress(ContractMismatch):  # it is in the message
+            await super().__call__(scope, receive, as_text)
+
+
+def create_app(settings: Settings, model_dir: Path) -> App:
+    """Return the application that serves the artifact in model_dir, its files verified.
+
+    Opens no session: that is done by each process that runs the app's lifespan. Raises
+    ContractMismatch with every difference when the files are not what their contract says.
+    """
+    contract = verify_files(model_dir, settings.contract_sha256)
+    return App(settings, contract, model_dir)
+
+
+def _include(app: FastAPI, routers: list[APIRouter]) -> None:
+    for router in routers:
+        app.include_router(router)
+    routes.answer_errors_in_one_form(app)

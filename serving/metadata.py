@@ -1,0 +1,42 @@
+"""What /metadata and /label say of the model: all of it from the contract.
+
+The first six fields are the book's; the rest is what a client or a page needs to know.
+Library versions are not for the predict port: they are in /inventory.
+"""
+
+from typing import Any
+
+from serving.contract import Contract, Tensor, dimensions
+from serving.errors import RequestError
+
+
+def metadata(contract: Contract) -> dict[str, Any]:
+    """Return the description of a model, without its golden rows and its environment."""
+    first, prediction = contract.inputs[0], contract.prediction
+    return {
+        "data_type": first.dtype,
+        "data_structure": _structure(first),
+        "data_sample": contract.golden.inputs[first.name][:1],
+        "prediction_type": prediction.dtype,
+        "prediction_structure": _structure(prediction),
+        "prediction_sample": contract.golden.outputs[prediction.name][:1],
+        "name": contract.name,
+        "version": contract.version,
+        "purpose": contract.purpose,
+        "owner": contract.owner,
+        "sha256": contract.model.sha256,
+        "inputs": [tensor.model_dump(mode="json") for tensor in contract.inputs],
+        "outputs": [tensor.model_dump(mode="json") for tensor in contract.outputs],
+        "metrics": contract.origin.metrics,
+    }
+
+
+def labels(contract: Contract) -> dict[str, str]:
+    """Return label by index, as the book writes it. Raises RequestError 404 without labels."""
+    if not contract.prediction.labels:
+        raise RequestError(404, f'the model "{contract.name}" has no labels')
+    return {str(index): label for index, label in enumerate(contract.prediction.labels)}
+
+
+def _structure(tensor: Tensor) -> str:
+    return dimensions(tensor.shape).replace("[", "(").replace("]", ")")

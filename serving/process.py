@@ -1,0 +1,51 @@
+"""From an environment to a running server: what both `python -m` commands do, in order.
+
+Settings are read before anything slow is imported, so that a wrong one is said at once.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from serving import logs
+from serving.contract import ContractMismatch
+from serving.errors import StartupError
+from serving.settings import Settings
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def run(settings_type: type[AnySettings], locate: Callable[[AnySettings], Path]) -> int:
+    """Serve the artifact in the directory that locate() returns; until TERM.
+
+    Returns the exit status. What an operator can mend is said in one message with every
+    mistake, without a traceback.
+    """
+    metrics_dir = None
+    try:
+        settings = settings_type.from_environment()
+        logs.configure(settings.log_level)
+        directory = locate(settings)
+        if settings.workers > 1:
+            # Read by prometheus_client when it is first imported, which is below.
+            metrics_dir = tempfile.mkdtemp(prefix="metrics-", dir=shared_memory())
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+        from serving.server import serve  # noqa: PLC0415 - takes a second; see above
+
+        return serve(settings, directory)
+    except (StartupError, ContractMismatch) as error:
+        print(f"{settings_type.mode} does not start. {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        if metrics_dir:
+            shutil.rmtree(metrics_dir, ignore_errors=True)
+
+
+def shared_memory() -> str | None:
+    """Return a folder in memory, there in a read-only container too; None without one."""
+    path = "/dev/shm"  # noqa: S108 - each use makes a private folder in it
+    return path if os.access(path, os.W_OK) else None

@@ -1,0 +1,160 @@
+"""Every path that is not hot, as FastAPI routers: health, description, operations, docs.
+
+Put together by app.py. Their errors have the same form as those of the hot paths.
+"""
+
+from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from serving.errors import RequestError
+from serving.inventory import Inventory
+from serving.metadata import labels, metadata
+from serving.metrics import Metrics
+from serving.predict import Encode, rows_of
+from serving.rows import Rows
+from serving.runner import Runner
+
+DOCS_ASSETS = "/docs/assets"
+
+
+def health(runner: Runner) -> APIRouter:
+    """Return the paths that Kubernetes and load balancers ask."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """Say that the process answers, in the book's words."""
+        return {"health": "ok"}
+
+    @router.get("/v2/health/live")
+    async def live() -> dict[str, bool]:
+        """Say that the process answers."""
+        return {"live": True}
+
+    @router.get("/v2/health/ready")
+    async def ready(response: Response) -> dict[str, bool]:
+        """Say whether the golden rows came out right in this process; 503 until they did."""
+        response.status_code = 200 if runner.ready else 503
+        return {"ready": runner.ready}
+
+    return router
+
+
+def description(runner: Runner) -> APIRouter:
+    """Return the paths that describe the model and predict for its own sample."""
+    router = APIRouter(tags=["model"])
+
+    @router.get("/metadata")
+    async def model_metadata() -> dict[str, Any]:
+        """Describe the model: inputs, outputs, a sample of each, purpose and version."""
+        return metadata(runner.model.contract)
+
+    @router.get("/label")
+    async def model_labels() -> dict[str, str]:
+        """List a classifier's labels by index."""
+        return labels(runner.model.contract)
+
+    @router.get("/predict/test")
+    async def predict_test() -> Response:
+        """Predict for the sample that /metadata shows."""
+        return await _sample_prediction(runner, Rows.encode, needs_labels=False)
+
+    @router.get("/predict/test/label")
+    async def predict_test_label() -> Response:
+        """Predict a label for the sample that /metadata shows."""
+        return await _sample_prediction(runner, Rows.encode_labels, needs_labels=True)
+
+    return router
+
+
+def operations(runner: Runner, metrics: Metrics, inventory: Inventory) -> APIRouter:
+    """Return the paths for those who run the service."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/metrics")
+    async def prometheus_metrics() -> Response:
+        """Answer Prometheus."""
+        return Response(metrics.render(), media_type=metrics.content_type)
+
+    @router.get("/inventory")
+    async def what_runs() -> dict[str, Any]:
+        """Say what this process is and which model it serves."""
+        return inventory.describe(runner.model)
+
+    return router
+
+
+def documentation() -> APIRouter:
+    """Return /docs, whose files are served from here: clusters have no internet."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/docs")
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="API",
+            swagger_js_url=f"{DOCS_ASSETS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{DOCS_ASSETS}/swagger-ui.css",
+            swagger_favicon_url=f"{DOCS_ASSETS}/favicon.png",
+        )
+
+    return router
+
+
+def paths(routers: list[APIRouter]) -> set[str]:
+    """Return the paths of some routers."""
+    return {route.path for router in routers for route in router.routes if isinstance(route, Route)}
+
+
+def docs_assets() -> Path:
+    """Return the folder with Swagger UI's files, of a package that need not be imported."""
+    package = find_spec("fastapi_offline")
+    if package is None or package.origin is None:
+        raise RuntimeError("the package fastapi-offline is not installed")
+    return Path(package.origin).parent / "static"
+
+
+def answer_errors_in_one_form(app: FastAPI) -> None:
+    """Answer whatever an app refuses or fails at with `{"error": …}`."""
+
+    def answer(status: int, message: str, headers: Any = None) -> JSONResponse:
+        return JSONResponse({"error": message}, status_code=status, headers=headers)
+
+    async def refused(_: Request, error: Any) -> JSONResponse:
+        return answer(error.status, error.message, error.headers)
+
+    async def not_routed(request: Request, error: Any) -> JSONResponse:
+        message, path = str(error.detail), request.url.path
+        if error.status_code == 404:
+            message = f"{path}: no such path"
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            message = f"{path}: expected {allowed}, got {request.method}"
+        return answer(error.status_code, message, error.headers)
+
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        return answer(500, "internal error")
+
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[JSONResponse]]] = {
+        RequestError: refused,
+        HTTPException: not_routed,
+        Exception: failed,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _sample_prediction(runner: Runner, encode: Encode, *, needs_labels: bool) -> Response:
+    model = runner.model
+    rows = rows_of(model, needs_labels=needs_labels)
+    outputs = await runner.run(model, model.sample())
+    headers = {name.decode(): value.decode() for name, value in model.headers}
+    return Response(encode(rows, outputs), media_type="application/json", headers=headers)

@@ -1,0 +1,242 @@
+"""The server: gunicorn as PID 1, uvicorn in its workers, no request lost at the end.
+
+Started by process.py. Files are checked before the fork (create_app); each worker opens
+the session and runs the golden rows before it takes a request.
+"""
+
+import asyncio
+import gc
+import logging
+import mmap
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+from prometheus_client.multiprocess import mark_process_dead
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn_worker import UvicornWorker
+
+from serving import logs
+from serving.app import App, create_app
+from serving.errors import StartupError
+from serving.process import shared_memory
+from serving.settings import Settings
+
+_FAILURE_BYTES = 1 << 16
+# Clients pool connections for about a minute; gunicorn's 2 s would reset them under way.
+_KEEP_ALIVE_SECONDS = 75
+_HEARTBEAT_SECONDS = 1
+
+
+def serve(settings: Settings, directory: Path) -> int:
+    """Serve the artifact in a directory until TERM, as this very process; return its status.
+
+    Raises StartupError when a port is taken, and ContractMismatch as create_app does.
+    """
+    main = listen(settings.host, settings.port, "PORT")
+    sockets, ports = [main], {"port": main.getsockname()[1]}
+    if settings.management_port is not None:
+        management = listen(settings.host, settings.management_port, "MANAGEMENT_PORT")
+        sockets.append(management)
+        ports["management_port"] = management.getsockname()[1]
+    # A port of 0 has become a real one.
+    settings = settings.model_copy(update=ports)
+    application = Application(settings, create_app(settings, directory), sockets)
+    try:
+        Master(application).run()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    else:
+        status = 0
+    logs.info("stopped", status=status)
+    return status
+
+
+def listen(host: str, port: int, setting: str) -> socket.socket:
+    """Return a bound socket. Raises StartupError that names the setting and the reason."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise StartupError(
+            f"{setting}: cannot listen on {host}:{port}: {error.strerror or error}"
+        ) from None
+    return bound
+
+
+class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no types
+    """The app with gunicorn's configuration for it."""
+
+    def __init__(self, settings: Settings, app: App, sockets: list[socket.socket]) -> None:
+        self.mode = settings.mode
+        self._settings = settings
+        self._app = app
+        self._binds = [f"fd://{bound.detach()}" for bound in sockets]
+        # Shared with the workers: the first that cannot serve its model says why.
+        self.failure = mmap.mmap(-1, _FAILURE_BYTES)
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set what differs from gunicorn's defaults."""
+        chosen: dict[str, Any] = {
+            "bind": self._binds,
+            "workers": self._settings.workers,
+            "worker_class": Worker,
+            "logger_class": PlainLogger,
+            "preload_app": True,
+            "graceful_timeout": self._settings.drain_seconds,
+            "keepalive": _KEEP_ALIVE_SECONDS,
+            # Its control socket would be written to $HOME.
+            "control_socket_disable": True,
+            "worker_tmp_dir": shared_memory(),
+            "when_ready": self._say_where,
+            "child_exit": _forget_metrics,
+        }
+        for name, value in chosen.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> App:
+        """Return the app, which is there already: the fork then shares its memory."""
+        gc.collect()
+        gc.freeze()
+        return self._app
+
+    def _say_where(self, _: Arbiter) -> None:
+        urls = {"url": _url(self._settings.host, self._settings.port)}
+        if self._settings.management_port is not None:
+            urls["management_url"] = _url(self._settings.host, self._settings.management_port)
+        logs.info("listening", mode=self._settings.mode, **urls)
+
+
+class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
+    """gunicorn's master, which says in the worker's words why a model cannot be served."""
+
+    def spawn_worker(self) -> Any:
+        """Fork with TERM held back: one that came before the child could heed it would be lost."""
+        held = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        try:
+            return super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        """Stop, after a failed start with what the worker said last on stderr."""
+        said = self.app.failure[:].rstrip(b"\0").decode(errors="replace")
+        if exit_status == 0 or not said:
+            super().halt(reason, exit_status)
+        self.stop()
+        print(f"{self.app.mode} does not start. {said}", file=sys.stderr)  # noqa: T201
+        sys.exit(exit_status)
+
+
+class PlainLogger(Logger):  # type: ignore[misc] # gunicorn has no types
+    """gunicorn's logger, leaving format and level to logs.py."""
+
+    def setup(self, cfg: Any) -> None:
+        """Hand every record up to the root logger."""
+        self.cfg = cfg
+        self._access_log_enabled = False
+        self.loglevel = self.error_log.getEffectiveLevel()
+        self.error_log.propagate = True
+
+
+class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
+    """uvicorn under gunicorn, which fails aloud and drains completely."""
+
+    CONFIG_KWARGS = {  # noqa: RUF012 - uvicorn_worker declares it so
+        "loop": "uvloop",
+        "lifespan": "on",
+        "interface": "asgi3",
+        "ws": "none",
+        "access_log": False,
+        "proxy_headers": False,
+        "server_header": False,
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.config.http = DrainingProtocol
+        # Before gunicorn's own limit, which kills.
+        self.config.timeout_graceful_shutdown = max(1, self.cfg.graceful_timeout - 1)
+        uvicorn_log = logging.getLogger("uvicorn.error")
+        uvicorn_log.propagate = True
+
+    def init_signals(self) -> None:
+        """Take the signals over, then let in what was held back during the fork."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+
+    async def _serve(self) -> None:
+        app: App = self.wsgi
+        self.config.app = app
+        server = DrainingServer(self.config)
+        self._install_sigquit_handler()
+        heartbeat = asyncio.create_task(self._beat_until_started(server))
+        try:
+            await server.serve(sockets=self.sockets)
+        except SystemExit:
+            if app.startup_failure:
+                said = app.startup_failure.encode()[:_FAILURE_BYTES]
+                self.app.failure[: len(said)] = said
+            raise
+        finally:
+            heartbeat.cancel()
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    async def _beat_until_started(self, server: uvicorn.Server) -> None:
+        """Keep gunicorn from taking a worker that opens a large model for a hung one."""
+        while not server.started:
+            self.notify()
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that ends at once before it has started, and answers what it began after."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Heed TERM while the model is being opened, too."""
+        if not self.started:
+            os._exit(0)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain: answers say that the connection closes, and it does."""
+        self.server_state.default_headers = [
+            *self.server_state.default_headers,
+            (b"connection", b"close"),
+        ]
+        await super().shutdown(sockets)
+
+
+class DrainingProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which would close a connection with half a head of a request read."""
+
+    def shutdown(self) -> None:
+        """Close the connection once the request that has begun, if any, is answered."""
+        # on_message_begin makes the scope, on_headers_complete gives it its method.
+        reading_a_head = self.scope is not None and "method" not in self.scope
+        if not reading_a_head:
+            super().shutdown()
+
+
+def _forget_metrics(_: Arbiter, worker: Worker) -> None:
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        mark_process_dead(worker.pid)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

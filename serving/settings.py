@@ -1,0 +1,76 @@
+"""What the environment says: every setting of a server, checked before anything is loaded.
+
+Each release mode adds where its model comes from (model_in_image, model_load). The
+README's table of settings is compared with these classes by a test.
+"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving.contract import Sha256
+from serving.errors import StartupError
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Mode = Literal["model_in_image", "model_load"]
+
+
+def _none_if_empty(value: object) -> object:
+    """Manifests and Makefiles write an unset option as an empty variable."""
+    return None if value == "" else value
+
+
+class Settings(BaseSettings):
+    """Settings that both release modes have. A port of 0 takes any free one."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=False)
+
+    mode: ClassVar[Mode]
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: Port = Field(8000, description="port of predictions, health and documentation")
+    management_port: Annotated[Port | None, BeforeValidator(_none_if_empty)] = Field(
+        None, description="port that alone has /metrics and /inventory; health is on both"
+    )
+    workers: int = Field(1, ge=1, le=256, description="processes; one a core")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="largest request body")
+    max_batch_rows: int = Field(1024, ge=1, description="most rows in one request")
+    drain_seconds: int = Field(
+        20, ge=1, le=3600, description="time to answer what was begun, after TERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level that is logged"
+    )
+    contract_sha256: Annotated[Sha256 | None, BeforeValidator(_none_if_empty)] = Field(
+        None, description="refuse to start unless contract.json has this sha256"
+    )
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.port and self.port == self.management_port:
+            raise ValueError(f"MANAGEMENT_PORT: expected another port than PORT, got {self.port}")
+        return self
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment. Raises StartupError with every setting that is wrong."""
+        try:
+            return cls()
+        except ValidationError as error:
+            listed = "".join(f"\n  - {problem}" for problem in _problems(error))
+            raise StartupError(f"settings in the environment:{listed}") from None
+
+
+def _problems(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False):
+        name = ".".join(str(part) for part in problem["loc"]).upper()
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"{name}: expected to be set, it is not")
+        elif name:
+            lines.append(f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}")
+        else:
+            lines.append(message)
+    return lines
