@@ -69,7 +69,7 @@ check: setup-dev ## Lint, format, types; locks and README in step with the code
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
-	@.venv/bin/python -m pytest -q tests/test_lock.py tests/test_readme.py -m "not slow"
+	@.venv/bin/python -m pytest -q tests/test_lock.py tests/test_docs.py
 
 format: setup-dev ## Format the code and mend what the linter can
 	@.venv/bin/ruff check --fix

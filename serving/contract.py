@@ -208,13 +208,16 @@ class Contract(Part):
 
     def to_json(self) -> str:
         """Return the text of `contract.json`: indented, one line a row of numbers."""
-        text = json.dumps(self.model_dump(mode="json", exclude_defaults=False), indent=2)
-        innermost_list = re.compile(r"\[[^\[\]{}]*\]")
+        text = json.dumps(self.model_dump(mode="json"), indent=2)
         # A JSON string holds no raw line break, so only layout is touched.
-        return innermost_list.sub(lambda found: _LINE_BREAK.sub(" ", found[0]), text) + "\n"
+        return _INNERMOST_LIST.sub(_on_one_line, text) + "\n"
 
 
-_LINE_BREAK = re.compile(r"\s*\n\s*")
+_INNERMOST_LIST = re.compile(r"\[\n[^\[\]{}]*\n *\]")
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return "[" + re.sub(r"\s*\n\s*", " ", found[0])[2:-2] + "]"
 
 
 def dimensions(shape: tuple[int | str | None, ...] | list[Any]) -> str:
@@ -296,7 +299,9 @@ def problems(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"]) or "whole"
-        came = "" if problem["type"] == "missing" else f", got {_shortened(problem['input'])}"
+        # A whole object says nothing; a missing field's input is the object around it.
+        shown = problem["type"] != "missing" and not isinstance(problem["input"], dict)
+        came = f", got {_shortened(problem['input'])}" if shown else ""
         message = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{where}: {message}{came}" if problem["loc"] else message)
     return lines
@@ -305,3 +310,8 @@ def problems(error: ValidationError) -> list[str]:
 def _shortened(value: Any, limit: int = 60) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+if __name__ == "__main__":
+    # python -m serving.contract > serving/contract.schema.json
+    print(json.dumps(Contract.model_json_schema(), indent=2))  # noqa: T201

@@ -8,9 +8,9 @@ import os
 import platform
 import socket
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
+from serving.environment import operating_system, packages
 from serving.model import Model
 from serving.settings import Settings
 
@@ -32,7 +32,6 @@ class Inventory:
             "started_at": self._started_at.isoformat(timespec="seconds"),
             "os": operating_system(),
             "kernel": platform.release(),
-            "machine": platform.machine(),
             "python": platform.python_version(),
             "packages": packages(),
             "providers": model.session.get_providers(),
@@ -53,17 +52,3 @@ class Inventory:
                 "origin": contract.origin.model_dump(mode="json"),
             },
         }
-
-
-def operating_system() -> str:
-    """Return the name of the distribution, or of the system where it has none."""
-    try:
-        return platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError):
-        return platform.platform(terse=True)
-
-
-def packages() -> dict[str, str]:
-    """Return every installed distribution with its version, by name."""
-    installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
-    return dict(sorted(installed.items()))

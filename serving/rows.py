@@ -130,14 +130,15 @@ class Rows:
         """Return what is expected at a depth of the input, in a client's words."""
         size = shape[0]
         if len(shape) == len(self._tensor.shape):
-            rows = "one row or more" if not isinstance(size, int) else f"{size} row(s)"
-            return f"a list of {rows}"
-        count = f"{size} " if isinstance(size, int) else ""
-        what = "numbers" if len(shape) == 1 else "lists"
+            return (
+                f"a list of {_counted(size, 'row') if isinstance(size, int) else 'one row or more'}"
+            )
+        what = "number" if len(shape) == 1 else "list"
+        counted = _counted(size, what) if isinstance(size, int) else f"{what}s"
         features = self._tensor.features
         named = len(shape) == 1 and 0 < len(features) <= _SHOWN_FEATURES
         names = f" ({', '.join(feature.name for feature in features)})" if named else ""
-        return f"a list of {count}{what}{names}"
+        return f"a list of {counted}{names}"
 
 
 def _list_type(tensor: Tensor, shape: tuple[int | str | None, ...], *, at_most: int | None) -> Any:
@@ -196,6 +197,10 @@ def _explain_ragged(value: Any, path: str) -> None:
                 f"got {len(item)}",
             )
         _explain_ragged(item, f"{path}[{index}]")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _shown(value: Any) -> str:

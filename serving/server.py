@@ -135,6 +135,8 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
         """Stop, after a failed start with what the worker said last on stderr."""
         said = self.app.failure[:].rstrip(b"\0").decode(errors="replace")
+        # A second worker that fails would raise HaltServer again, out of the stop it began.
+        self.WORKER_BOOT_ERROR = self.APP_LOAD_ERROR = -1
         if exit_status == 0 or not said:
             super().halt(reason, exit_status)
         self.stop()

@@ -1,0 +1,97 @@
+"""What every test may ask for: trained artifacts, and running servers of both modes."""
+
+import csv
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from sklearn.datasets import load_iris
+
+from release.server_process import ServerProcess
+from tests.servers import DATASETS, MODES, Start, start
+from training.train import train
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with version 1 of every data set; not to be written to."""
+    path = tmp_path_factory.mktemp("store")
+    for dataset in DATASETS:
+        train(dataset=dataset, version="1", store=path)
+    return path
+
+
+@pytest.fixture
+def artifact(store: Path, tmp_path: Path) -> Path:
+    """A copy of the iris artifact, to be damaged."""
+    return Path(shutil.copytree(store / "iris" / "1", tmp_path / "iris" / "1"))
+
+
+@pytest.fixture(scope="session")
+def two_csv_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two versions of one model, trained on two different CSV files."""
+    path = tmp_path_factory.mktemp("csv")
+    flowers = load_iris()
+    for version, half in (("1", slice(0, None, 2)), ("2", slice(1, None, 2))):
+        file = path / f"flowers-{version}.csv"
+        rows = zip(flowers.data[half], flowers.target_names[flowers.target[half]], strict=True)
+        with file.open("w", newline="", encoding="utf-8") as csv_file:
+            writer = csv.writer(csv_file)
+            writer.writerow([*flowers.feature_names, "species"])
+            writer.writerows([*row, label] for row, label in rows)
+        train(data=file, target="species", name="flowers", version=version, store=path / "store")
+    return path / "store"
+
+
+@pytest.fixture(scope="session", params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """Each release mode in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def server(mode: str, store: Path) -> Iterator[Start]:
+    """Start servers of a mode with settings of the test's own; all are stopped in the end."""
+    started: list[ServerProcess] = []
+
+    def start_one(directory: Path | str = store / "iris" / "1", **settings: str) -> ServerProcess:
+        started.append(start(mode, directory, **settings))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture(scope="session")
+def running(mode: str, store: Path) -> Iterator[dict[str, ServerProcess]]:
+    """A running server of a mode for each data set, shared by tests that only ask."""
+    servers = {dataset: start(mode, store / dataset / "1") for dataset in DATASETS}
+    for one in servers.values():
+        one.wait_until_ready()
+    yield servers
+    for one in servers.values():
+        assert one.stop() == 0
+
+
+@pytest.fixture
+def iris(running: dict[str, ServerProcess]) -> Iterator[httpx.Client]:
+    """A client of a running iris server."""
+    with httpx.Client(base_url=running["iris"].url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def client(running: dict[str, ServerProcess]) -> Iterator[Callable[[str], httpx.Client]]:
+    """Clients of the running servers, by data set."""
+    clients: list[httpx.Client] = []
+
+    def client_of(dataset: str) -> httpx.Client:
+        clients.append(httpx.Client(base_url=running[dataset].url, timeout=10))
+        return clients[-1]
+
+    yield client_of
+    for one in clients:
+        one.close()

@@ -1,0 +1,86 @@
+"""The command line: what make calls."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from serving.verify import sha256_of
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `python -m training` with warnings as errors."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "training", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_training_shows_its_steps_and_ends_with_what_it_made(tmp_path: Path) -> None:
+    done = run("train", "--dataset=iris", "--version=1", "--alias=stable", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line[:6] for line in lines[:6]] == [f"[{i}/6] " for i in range(1, 7)]
+    facts = dict(line.strip().split("  ", 1) for line in lines[6:])
+    facts = {name: value.strip() for name, value in facts.items()}
+    assert list(facts)[:3] == ["accuracy", "log_loss", "largest difference"]
+    assert facts["artifact"] == "models/iris/1"
+    assert facts["alias"] == "stable -> 1"
+    for name in ("model.onnx", "contract.json"):
+        assert facts[f"{name} sha256"] == sha256_of(tmp_path / "models/iris/1" / name)
+
+    again = run("train", "--dataset=iris", "--version=1", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == (
+        "models/iris/1: this version exists, and versions never change. Choose another VERSION.\n"
+    )
+
+
+def test_a_mistake_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        (["train", "--data=a.csv", "--target=y"], "NAME: expected with DATA"),
+        (["contract", "--name=own"], "ONNX and PURPOSE: expected a value"),
+        (["train", "--dataset=iris", "--store=file"], "file"),
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# Stops while it publishes, so that the test can end it there.
+STOPPING = """
+import runpy, sys, time
+from training import store
+
+def stop(*_):
+    print("stopped", flush=True)
+    time.sleep(60)
+
+store._move = stop
+sys.argv = ["training", "train", "--dataset=iris", "--store=store"]
+runpy.run_module("training", run_name="__main__")
+"""
+
+
+def test_a_terminated_training_leaves_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPING],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as training:
+        assert training.stdout
+        assert any(line.endswith("stopped\n") for line in training.stdout)
+        training.send_signal(signal.SIGTERM)
+        training.stdout.read()
+    assert training.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

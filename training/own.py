@@ -1,0 +1,198 @@
+"""A model of one's own: an artifact from any ONNX file.
+
+Called by `make contract` through __main__.py. The file's bytes are kept as they are;
+only weights that lie in files beside it are brought in.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from rich.console import Console
+
+from serving.contract import ContractMismatch, GoldenRows, Origin, Tensor, nested_lists
+from serving.verify import session_of, tensors_of
+from training import origin
+from training.artifact import Artifact, Identity, contract_of, show
+from training.errors import TrainingError
+from training.export import ATOL, RTOL
+from training.sample import Run, generated, given, refuse_random
+from training.steps import Steps, quiet
+
+# A protobuf message, which an ONNX file is, cannot be larger.
+MOST_BYTES = 2**31 - 1
+
+
+def make_contract(  # noqa: PLR0913 - the variables of `make contract`
+    *,
+    onnx_file: str | Path | None,
+    name: str | None,
+    version: str,
+    store: str | Path,
+    purpose: str | None,
+    sample: str | Path | None = None,
+    labels: str | None = None,
+    alias: str | None = None,
+    owner: str | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Publish an ONNX file with its contract; return the artifact's directory.
+
+    sample: an .npz file of golden inputs; without it they are generated. labels: the
+    names, separated by commas, of the last dimension of one output. Raises TrainingError,
+    and publishes nothing, when an option or the model is not what it must be.
+    """
+    _refuse_missing(ONNX=onnx_file, NAME=name, PURPOSE=purpose)
+    identity = Identity.checked(name or "", version, store, alias)
+    path = Path(onnx_file or "")
+    steps = Steps(4, console or quiet())
+    with steps.step("Read the model") as step:
+        model = read_model(path)
+        step.found = f"{path}, {len(model)} bytes"
+    with steps.step("Open it with ONNX Runtime") as step:
+        session = _open(path, model)
+        inputs, outputs = _tensors(path, session)
+        outputs = _labelled(outputs, labels)
+        step.found = f"{_signatures(inputs)} -> {_signatures(outputs)}"
+    with steps.step("Run golden rows") as step:
+        run = given(session, inputs, Path(sample)) if sample else generated(session, inputs)
+        refuse_random(session, run)
+        step.found = run.source
+    contract = contract_of(
+        identity,
+        model,
+        purpose=purpose or "",
+        owner=origin.owner(owner),
+        inputs=inputs,
+        outputs=outputs,
+        golden=_golden(run),
+        origin=Origin(
+            command=origin.make_command(
+                "contract", ONNX=onnx_file, SAMPLE=sample, LABELS=labels, NAME=name,
+                VERSION=version, PURPOSE=purpose, OWNER=owner,
+            ),
+            commit=origin.commit(),
+            environment=origin.environment(),
+        ),
+    )  # fmt: skip
+    with steps.step("Publish") as step:
+        published = Artifact(contract, model).publish(identity)
+        step.found = str(published)
+    show(published, identity, steps, {})
+    return published
+
+
+def read_model(path: Path) -> bytes:
+    """Return an ONNX file's bytes, with the weights that lie beside it, if any, inside.
+
+    Raises TrainingError for what is no ONNX file, and for one that would be too large.
+    """
+    try:
+        content = path.read_bytes()
+        model = onnx.load_model_from_string(content)
+    except OSError as error:
+        raise TrainingError(f"{path}: expected an ONNX file: {error.strerror}") from error
+    except Exception as error:
+        raise TrainingError(f"{path}: expected an ONNX file: {error}") from error
+    outside = [tensor for tensor in _tensors_in(model) if uses_external_data(tensor)]
+    if not outside:
+        return content
+    _refuse_too_large(path, len(content), outside)
+    try:
+        load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise TrainingError(f"{path}: its external data cannot be read: {error}") from error
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _refuse_missing(**variables: object) -> None:
+    missing = [name for name, value in variables.items() if not str(value or "").strip()]
+    if missing:
+        raise TrainingError(
+            f"{' and '.join(missing)}: expected a value, got none: "
+            'make contract ONNX=file.onnx NAME=name VERSION=1 PURPOSE="what it is for"'
+        )
+
+
+def _tensors_in(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every constant of a model, those of its functions and inner graphs included."""
+    yield from model.graph.initializer
+    nodes = [*model.graph.node, *(node for inner in model.functions for node in inner.node)]
+    while nodes:
+        for attribute in nodes.pop().attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from graph.initializer
+                nodes += graph.node
+
+
+def _refuse_too_large(path: Path, size_bytes: int, outside: list[onnx.TensorProto]) -> None:
+    files = {
+        path.parent / entry.value
+        for tensor in outside
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    total = size_bytes + sum(file.stat().st_size for file in files if file.is_file())
+    if total > MOST_BYTES:
+        raise TrainingError(
+            f"{path}: expected at most {MOST_BYTES} bytes with its external data, got {total}: an "
+            "artifact holds one ONNX file, which cannot be larger. Quantize it or split it."
+        )
+
+
+def _open(path: Path, model: bytes) -> onnxruntime.InferenceSession:
+    try:
+        return session_of(model)
+    except Exception as error:
+        raise TrainingError(
+            f"{path}: onnxruntime {onnxruntime.__version__} does not load it: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def _tensors(
+    path: Path, session: onnxruntime.InferenceSession
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    try:
+        return tensors_of(session.get_inputs()), tensors_of(session.get_outputs())
+    except ContractMismatch as mismatch:
+        raise TrainingError(
+            f"{path}: {'; '.join(mismatch.differences)}. A scikit-learn classifier answers with a "
+            'tensor when it is exported without ZipMap: options={"zipmap": False}.'
+        ) from mismatch
+
+
+def _labelled(outputs: tuple[Tensor, ...], labels: str | None) -> tuple[Tensor, ...]:
+    """Return the outputs, with the labels at the one that has a column for each."""
+    if not labels:
+        return outputs
+    names = tuple(label.strip() for label in labels.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise TrainingError(f'LABELS: expected different names, a,b,c, got "{labels}"')
+    fitting = [tensor.name for tensor in outputs if tensor.shape and tensor.shape[-1] == len(names)]
+    if len(fitting) != 1:
+        raise TrainingError(
+            f"LABELS: expected one output whose last dimension is {len(names)}, as many as the "
+            f"labels given, got {len(fitting) or 'none'} among {_signatures(outputs)}"
+        )
+    return tuple(
+        Tensor(**{**tensor.model_dump(), "labels": names if tensor.name in fitting else ()})
+        for tensor in outputs
+    )
+
+
+def _signatures(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(f'"{tensor.name}" {tensor.signature}' for tensor in tensors)
+
+
+def _golden(run: Run) -> GoldenRows:
+    return GoldenRows(
+        source=run.source,
+        inputs={name: nested_lists(array) for name, array in run.inputs.items()},
+        outputs={name: nested_lists(array) for name, array in run.outputs.items()},
+        rtol=RTOL,
+        atol=ATOL,
+    )

@@ -1,0 +1,192 @@
+"""The model store: where an artifact becomes a version, at once or not at all.
+
+Called last, by train.py and own.py, with an artifact that is complete in memory. A
+version appears by one rename and never changes; an alias is the only file that does.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract, ContractMismatch, read_contract
+from serving.verify import differences
+from training.errors import TrainingError
+
+ALIASES = "aliases"
+_STAGING = ".staging-"
+
+
+def store_directory(store: str | Path) -> Path:
+    """Return the directory that STORE names: a path or a file:// URI.
+
+    Raises TrainingError for the other schemes, which the servers can read but training
+    cannot write.
+    """
+    text = str(store)
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return Path(text)
+    uri = urlsplit(text)
+    if uri.scheme != "file" or uri.netloc not in ("", "localhost") or not uri.path:
+        raise TrainingError(
+            f'STORE: expected a directory or file:///directory, got "{text}". '
+            "Publish to a directory and copy the version into the bucket."
+        )
+    return Path(unquote(uri.path))
+
+
+def refuse_existing(store: Path, name: str, version: str) -> None:
+    """Raise TrainingError when the store has this version, whatever it holds."""
+    path = store / name / version
+    if os.path.lexists(path):
+        raise TrainingError(
+            f"{path}: this version exists, and versions never change. Choose another VERSION."
+        )
+
+
+def publish(store: Path, contract: Contract, model: bytes) -> Path:
+    """Write an artifact beside the others, check it as a server does, and make it visible.
+
+    Returns its directory. Raises TrainingError when the version exists, and when the
+    files, the session or the golden rows differ from the contract; the store is then what
+    it was before.
+    """
+    destination = store / contract.name / contract.version
+    with _staging(store) as staging:
+        refuse_existing(store, contract.name, contract.version)
+        staged = staging / contract.name / contract.version
+        staged.mkdir(parents=True)
+        _write(staged / MODEL_FILE, model)
+        _write(staged / CONTRACT_FILE, contract.to_json().encode())
+        _refuse_differences(staged, destination)
+        _move(staged, destination)
+    return destination
+
+
+def set_alias(store: Path, name: str, alias: str, version: str) -> Path:
+    """Point an alias of a model at one of its versions; return the alias's file.
+
+    A reader sees the old version or the new one. Raises TrainingError when the store does
+    not have the version.
+    """
+    if not (store / name / version / CONTRACT_FILE).is_file():
+        raise TrainingError(f"{store / name / version}: expected a version for {alias}, got none")
+    destination = store / name / ALIASES / alias
+    with _staging(store) as staging:
+        staged = staging / ALIASES / alias
+        staged.parent.mkdir()
+        _write(staged, f"{version}\n".encode())
+        _move(staged, destination)
+    return destination
+
+
+@contextmanager
+def _staging(store: Path) -> Iterator[Path]:
+    """Yield a hidden directory in the store; on its file system a rename is enough.
+
+    It is gone afterwards, and so are those that killed processes left behind. What is
+    created of the store itself is removed again when the block raises.
+    """
+    created = _make_directories(store)
+    try:
+        with _alone_in(store) as alone:
+            # Whoever staged these would hold the lock if it were still alive.
+            for left_behind in store.glob(f"{_STAGING}*") if alone else ():
+                shutil.rmtree(left_behind, ignore_errors=True)
+            staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=store))
+            try:
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    except BaseException:
+        for directory in created:
+            with suppress(OSError):
+                directory.rmdir()
+        raise
+
+
+@contextmanager
+def _alone_in(store: Path) -> Iterator[bool]:
+    """Wait for other publishers; the system frees the lock of a killed one.
+
+    Yields False on file systems that cannot lock a directory (NFS): renaming still keeps
+    versions whole there, but nobody can tell what was left behind.
+    """
+    descriptor = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _make_directories(path: Path) -> list[Path]:
+    """Create a directory and its parents, 0755; return those created, innermost first."""
+    missing = [path, *path.parents]
+    missing = missing[: next(i for i, parent in enumerate(missing) if parent.exists())]
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o755)
+    return missing
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that outlives a power cut, 0644 whatever the umask."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
+    path.parent.chmod(0o755)
+
+
+def _move(staged: Path, destination: Path) -> None:
+    """Make something staged visible by one rename, together with the folder it is first in."""
+    if destination.parent.is_dir():
+        source, target = staged, destination
+    else:
+        source, target = staged.parent, destination.parent
+    staged.parent.chmod(0o755)
+    for directory in (staged, staged.parent) if staged.is_dir() else (staged.parent,):
+        _sync(directory)
+    try:
+        # Rename last: a reader sees all of it or nothing.
+        source.replace(target)
+    except OSError as error:
+        raise TrainingError(
+            f"{destination}: cannot be published, {error.strerror}. If another training published "
+            "it at the same moment, choose another VERSION; otherwise try again."
+        ) from error
+    _sync(target.parent)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_differences(staged: Path, destination: Path) -> None:
+    try:
+        found = differences(read_contract(staged), staged)
+    except ContractMismatch as mismatch:
+        found = mismatch.differences
+    if found:
+        listed = "".join(f"\n  - {difference}" for difference in found)
+        raise TrainingError(
+            f"{destination}: a server would refuse it, so it is not published:{listed}"
+        )
