@@ -177,8 +177,8 @@ class Contract(Part):
     purpose: str
     owner: str
     model: ModelFile
-    inputs: tuple[Tensor, ...] = Field(min_length=1)
-    outputs: tuple[Tensor, ...] = Field(min_length=1)
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     golden: GoldenRows
     origin: Origin
 
@@ -188,6 +188,8 @@ class Contract(Part):
             ("inputs", self.inputs, self.golden.inputs),
             ("outputs", self.outputs, self.golden.outputs),
         ):
+            if not tensors:
+                raise ValueError(f"{what} expected one or more, got none")
             names = [tensor.name for tensor in tensors]
             if sorted(names) != sorted(golden):
                 raise ValueError(f"golden {what} expected for {names}, got {sorted(golden)}")

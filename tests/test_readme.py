@@ -1,5 +1,6 @@
 """The README's commands, run in a copy of the tree as a newcomer types them."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -77,16 +78,25 @@ def ports(tree: Path) -> Iterator[dict[str, str]]:
         ["make", "run", "IMAGE_PORT=0", "LOAD_PORT=0"],
         cwd=tree, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+    try:
+        output = until_up(running)
+        image, load = dict.fromkeys(re.findall(r"http://127\.0\.0\.1:(\d+)", output))
+        yield {"8000": image, "8001": load, "output": output}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGINT)
+        running.communicate(timeout=30)
+
+
+def until_up(running: subprocess.Popen[str]) -> str:
+    """What `make run` shows until both servers are up."""
     assert running.stdout is not None
     output = ""
     while "Ctrl-C" not in output:
         line = running.stdout.readline()
         assert line, output
         output += line
-    image, load = dict.fromkeys(re.findall(r"http://127\.0\.0\.1:(\d+)", output))
-    yield {"8000": image, "8001": load, "output": output}
-    os.killpg(running.pid, signal.SIGINT)
-    running.communicate(timeout=30)
+    return output
 
 
 def environment() -> dict[str, str]:
