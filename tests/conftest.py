@@ -1,6 +1,7 @@
 """What every test may ask for: trained artifacts, and running servers of both modes."""
 
 import csv
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,13 @@ from sklearn.datasets import load_iris
 from release.server_process import ServerProcess
 from tests.servers import DATASETS, MODES, Start, start
 from training.train import train
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _outside_of_make() -> None:
+    """A make that a test starts must not take itself for part of `make test`."""
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def ports(tree: Path) -> Iterator[dict[str, str]]:
     """`make run` in that tree on free ports, which take the place of the README's."""
     running = subprocess.Popen(
         ["make", "run", "IMAGE_PORT=0", "LOAD_PORT=0"],
-        cwd=tree, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=tree, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         output = until_up(running)
@@ -99,13 +99,6 @@ def until_up(running: subprocess.Popen[str]) -> str:
     return output
 
 
-def environment() -> dict[str, str]:
-    """What a shell has; nothing of the make that runs these tests."""
-    return {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS")
-    }
-
-
 def test_the_readme_has_commands() -> None:
     assert commands()[0].typed == "make run"
     assert len(commands()) > 5
@@ -121,7 +114,7 @@ def test_every_command_shows_what_the_readme_says(tree: Path, ports: dict[str, s
         if command.typed != "make run":
             typed = re.sub(r":(8000|8001)/", lambda port: f":{ports[port[1]]}/", command.typed)
             ended = subprocess.run(
-                ["bash", "-c", typed], cwd=tree, env=environment(),
+                ["bash", "-c", typed], cwd=tree,
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert ended.returncode == 0, ended.stderr
