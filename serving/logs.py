@@ -40,16 +40,11 @@ def configure(level: str) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
-def log(level: int, event: str, *, exc_info: bool = False, **fields: Any) -> None:
-    """Log a constant event with its facts as fields."""
-    logging.getLogger(_OWN).log(level, event, extra={"fields": fields}, exc_info=exc_info)
-
-
 def info(event: str, **fields: Any) -> None:
-    """Log what an operator may want to know."""
-    log(logging.INFO, event, **fields)
+    """Log a constant event that an operator may want to know of, with its facts as fields."""
+    logging.getLogger(_OWN).info(event, extra={"fields": fields})
 
 
-def error(event: str, *, exc_info: bool = False, **fields: Any) -> None:
-    """Log what an operator has to look at."""
-    log(logging.ERROR, event, exc_info=exc_info, **fields)
+def error(event: str, **fields: Any) -> None:
+    """Log a constant event that an operator has to look at, with its facts as fields."""
+    logging.getLogger(_OWN).error(event, extra={"fields": fields})

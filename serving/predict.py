@@ -6,6 +6,7 @@ way costs 3 (DESIGN: "The hot path"). They are documented in /openapi.json all t
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -58,8 +59,15 @@ class PredictEndpoint:
             status, headers, body = error.status, _encoded(error.headers), error_body(error.message)
         except ClientDisconnected:
             return
-        except Exception:  # noqa: BLE001 - the server's fault, said as 500 and logged whole
-            logs.error("request_failed", endpoint=scope["path"], exc_info=True)
+        except Exception as error:  # noqa: BLE001 - the server's fault, said as 500 and logged
+            # Where, not what was said: onnxruntime's words may hold values of the input.
+            frames = traceback.format_tb(error.__traceback__)
+            logs.error(
+                "request_failed",
+                endpoint=scope["path"],
+                error=type(error).__name__,
+                frames=[" ".join(frame.split()) for frame in frames],
+            )
             status, headers, body = 500, [], error_body("internal error")
         headers = [_JSON, (b"content-length", b"%d" % len(body)), *headers]
         await send({"type": "http.response.start", "status": status, "headers": headers})

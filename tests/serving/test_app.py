@@ -1,0 +1,139 @@
+"""The application in this process: several of them, none with anything global."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from model_in_image.source import ModelInImageSettings
+from serving.app import App, create_app
+from serving.contract import ContractMismatch
+from tests.servers import ROWS, Start
+from training.own import make_contract
+
+
+def app_of(artifact: Path) -> App:
+    """An application on its own settings, opening nothing yet."""
+    return create_app(ModelInImageSettings(model_dir=artifact), artifact)
+
+
+@asynccontextmanager
+async def client_of(app: App) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that calls an application without a network."""
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def test_two_applications_in_one_process_share_nothing(store: Path) -> None:
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        iris, diabetes = app_of(store / "iris" / "1"), app_of(store / "diabetes" / "1")
+        async with (
+            iris.router.lifespan_context(iris),
+            diabetes.router.lifespan_context(diabetes),
+            client_of(iris) as first,
+            client_of(diabetes) as second,
+        ):
+            body = {"data": ROWS}
+            return await first.post("/predict", json=body), await second.post("/predict", json=body)
+
+    accepted, refused = asyncio.run(ask())
+
+    assert accepted.status_code == 200
+    assert refused.json()["error"].startswith("data[0]: expected a list of 10 numbers")
+
+
+def test_an_application_is_not_ready_before_its_model_is(store: Path) -> None:
+    """Ready means that the golden rows came out right; nothing is answered for a default."""
+
+    async def ask() -> list[httpx.Response]:
+        async with client_of(app_of(store / "iris" / "1")) as client:
+            return [
+                await client.get("/v2/health/ready"),
+                await client.post("/predict", json={"data": ROWS}),
+                await client.get("/metadata"),
+                await client.get("/v2/health/live"),
+            ]
+
+    ready, prediction, metadata, live = asyncio.run(ask())
+
+    assert (ready.status_code, ready.json()) == (503, {"ready": False})
+    assert prediction.status_code == metadata.status_code == 503
+    assert prediction.json() == {"error": "the model is not loaded yet"}
+    assert live.status_code == 200
+
+
+def test_a_wrong_file_is_refused_before_anything_is_opened(artifact: Path) -> None:
+    (artifact / "model.onnx").write_bytes(b"")
+
+    with pytest.raises(ContractMismatch, match="sha256 expected"):
+        app_of(artifact)
+
+
+def test_importing_the_server_loads_no_model_and_no_training() -> None:
+    code = (
+        "import sys, serving.server, model_in_image.source, model_load.source;"
+        "print({'sklearn', 'skl2onnx', 'onnx', 'training'} & set(sys.modules))"
+    )
+
+    imported = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert imported.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def gather(tmp_path: Path) -> Path:
+    """A model that looks rows of a table up, and fails on an index that is not in it."""
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "index"], ["found"])],
+        "gather",
+        [helper.make_tensor_value_info("index", TensorProto.INT64, ["N", 1])],
+        [helper.make_tensor_value_info("found", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor("table", TensorProto.FLOAT, [3], [0.5, 1.5, 2.5])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "gather.onnx")
+    return make_contract(
+        onnx_file=tmp_path / "gather.onnx",
+        name="gather",
+        version="1",
+        store=tmp_path / "store",
+        purpose="fail at run time",
+    )
+
+
+def test_a_model_that_fails_is_a_500_that_logs_no_input(server: Start, gather: Path) -> None:
+    """The server's fault, said in the one form of errors; the next request is answered."""
+    running = server(gather).wait_until_ready()
+
+    failed = httpx.post(f"{running.url}/predict", json={"data": [[4711]]})
+    answered = httpx.post(f"{running.url}/predict", json={"data": [[2]]})
+    running.stop()
+
+    assert (failed.status_code, failed.json()) == (500, {"error": "internal error"})
+    assert answered.json() == {"prediction": [[2.5]]}
+    (logged,) = running.events("request_failed")
+    assert logged["level"] == "error"
+    assert logged["endpoint"] == "/predict"
+    assert "4711" not in json.dumps(logged)
+
+
+def test_a_log_is_one_json_object_a_line(server: Start) -> None:
+    """No line of a library's own, from the first to the last."""
+    running = server().wait_until_ready()
+    httpx.post(f"{running.url}/predict", json={"data": ROWS})
+    running.stop()
+
+    events = [json.loads(line)["event"] for line in running.logged]
+
+    assert events == ["listening", "model_loaded", "stopped"]
