@@ -2,7 +2,7 @@
 
 import sys
 
-from serving.signals import exit_at_once_on_term
+from serving.container import exit_at_once_on_term
 
 if __name__ == "__main__":
     exit_at_once_on_term()

@@ -38,7 +38,8 @@ class App(FastAPI):
 
     def __init__(self, settings: Settings, contract: Contract, directory: Path) -> None:
         super().__init__(
-            title=f"{contract.name} {contract.version}",
+            title=contract.name,
+            version=contract.version,
             summary=contract.purpose,
             description=_DESCRIPTION,
             docs_url=None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from serving import logs
+from serving.container import shared_memory
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
 from serving.settings import Settings
@@ -43,9 +44,3 @@ def run(settings_type: type[AnySettings], locate: Callable[[AnySettings], Path])
     finally:
         if metrics_dir:
             shutil.rmtree(metrics_dir, ignore_errors=True)
-
-
-def shared_memory() -> str | None:
-    """Return a folder in memory, there in a read-only container too; None without one."""
-    path = "/dev/shm"  # noqa: S108 - each use makes a private folder in it
-    return path if os.access(path, os.W_OK) else None

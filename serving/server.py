@@ -26,8 +26,8 @@ from uvicorn_worker import UvicornWorker
 
 from serving import logs
 from serving.app import App, create_app
+from serving.container import shared_memory
 from serving.errors import StartupError
-from serving.process import shared_memory
 from serving.settings import Settings
 
 _FAILURE_BYTES = 1 << 16
