@@ -129,6 +129,9 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
         signal.pthread_sigmask(signal.SIG_BLOCK, held)
         try:
             return super().spawn_worker()
+        except SystemExit as ended:
+            # The child's end: what the master does at its own end is not for the child.
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 

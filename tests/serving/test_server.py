@@ -163,6 +163,7 @@ def test_a_wrong_artifact_stops_the_start_with_one_message(
     log = "".join(stopped.logged)
     assert [part for part in said if part not in log] == []
     assert log.count("does not start. ContractMismatch") == 1
+    assert len(stopped.events("stopped")) <= 1
     assert "Traceback" not in log
 
 
