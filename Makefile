@@ -58,6 +58,7 @@ contract: setup ## Make an artifact from any ONNX=file.onnx: NAME=â€¦ VERSION=â€
 
 ##@ Servers
 serve: setup ## Start one server: MODE=model_in_image|model_load MODEL=models/iris/1 PORT=8000
+	@$(if $(filter model_in_image model_load,$(MODE)),,$(error MODE: expected model_in_image or model_load, got $(MODE)))
 	@$(if $(filter model_load,$(MODE)),MODEL_URI,MODEL_DIR)=$(call quoted,$(MODEL)) PORT=$(PORT) \
 		exec .venv/bin/python -m $(MODE)
 
@@ -89,11 +90,11 @@ lock = .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3
 setup: .venv/installed ## Install requirements.txt into .venv
 setup-dev: .venv/installed-dev
 
-install = .venv/bin/python -m pip install --disable-pip-version-check --no-input --require-hashes
+install = .venv/bin/python -m pip install --disable-pip-version-check --no-input --quiet --require-hashes
 
 .venv/installed: requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; found: $$(python3 --version 2>&1)" >&2; exit 1; }
-	@echo "Installing into .venv, once, in about a minute"
+	@echo "Installing requirements.txt into .venv, once: about a minute"
 	@$(PYTHON) -m venv .venv
 	@$(install) -r requirements.txt
 	@touch $@

@@ -3,13 +3,14 @@
 Used by __main__.py; from the directory on, both modes are the same server.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from serving.contract import Alias, Version
+from serving.contract import Alias, ContractMismatch, Version, read_contract
 from serving.errors import StartupError
 from serving.settings import Mode, Settings
 
@@ -33,11 +34,23 @@ def locate(settings: ModelLoadSettings) -> Path:
     """
     uri = settings.model_uri
     path = _local_path(uri)
-    parent, at, alias = path.name.partition("@")
-    if not at:
-        return path
-    name_dir = path.parent / parent
-    return name_dir / _version_of(uri, name_dir / "aliases" / _checked(Alias, alias, uri))
+    name, at, alias = path.name.partition("@")
+    if at:
+        name_dir = path.parent / name
+        path = name_dir / _version_of(uri, name_dir / "aliases" / _checked(Alias, alias, uri))
+    _refuse_a_copy_under_another_name(uri, path)
+    return path
+
+
+def _refuse_a_copy_under_another_name(uri: str, path: Path) -> None:
+    """Raise StartupError when the artifact says that it is another one than the URI does."""
+    with contextlib.suppress(ContractMismatch):  # said later, with all that is wrong
+        contract = read_contract(path)
+        asked, came = (path.absolute().parent.name, path.name), (contract.name, contract.version)
+        if asked != came:
+            raise StartupError(
+                f"MODEL_URI: {uri}: expected the artifact {'/'.join(asked)}, got {'/'.join(came)}"
+            )
 
 
 def _local_path(uri: str) -> Path:

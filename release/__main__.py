@@ -25,6 +25,8 @@ def run(
     """Start both servers, show a prediction from each, stay up until Ctrl-C."""
     try:
         local.run(model, image_port, load_port)
+    except FileNotFoundError as missing:
+        sys.exit(str(missing))
     except ServerDidNotStart:
         sys.exit(1)  # it said why
     except subprocess.CalledProcessError as failed:
@@ -40,7 +42,7 @@ def predict(
     """Ask a server for a prediction of its own sample."""
     try:
         local.show(url, url)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         sys.exit(f"{url}: {error}. Is a server running there? `make run` starts two.")
 
 

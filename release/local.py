@@ -17,14 +17,23 @@ import httpx
 
 from release.server_process import ServerProcess
 
+DATASETS = ("iris", "digits", "diabetes")
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def run(model: Path, image_port: int, load_port: int) -> None:
     """Serve a model in both modes until Ctrl-C or TERM, or until one of the servers ends.
 
     A model that is not there and is named like a data set is trained first. Raises
-    ServerDidNotStart, and CalledProcessError when the training fails.
+    FileNotFoundError for any other, ServerDidNotStart, and CalledProcessError when the
+    training fails.
     """
+    for number in _STOP:
+        # As Ctrl-C does, so that the servers are stopped whenever it comes.
+        signal.signal(number, signal.default_int_handler)
     if not model.exists():
+        if model.parent.name not in DATASETS:
+            raise FileNotFoundError(f"MODEL: {model} is not there; `make train` makes one")
         _train(model)
     with _servers(model, image_port, load_port) as servers:
         for server in servers:
@@ -42,7 +51,7 @@ def show(url: str, title: str) -> None:
         print(f"{title}: {about['name']} {about['version']}, {about['purpose']}")
         has_labels = client.get("/label").status_code == httpx.codes.OK
         for path in ("/predict", "/predict/label") if has_labels else ("/predict",):
-            answer = client.post(path, content=body).raise_for_status()
+            answer = client.post(path, content=body)
             print(f"  $ curl -d '{body}' {url}{path}\n  {answer.text}")
     print(flush=True)
 
@@ -62,10 +71,26 @@ def _servers(model: Path, image_port: int, load_port: int) -> Iterator[list[Serv
         "model_load": {"MODEL_URI": str(model), "PORT": str(load_port)},
     }
     with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(ServerProcess(mode, settings, echo=True))
-            for mode, settings in sources.items()
-        ]
+        with _signals_held_back():
+            servers = [
+                stack.enter_context(ServerProcess(mode, settings, echo=True))
+                for mode, settings in sources.items()
+            ]
+        yield servers
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Raise KeyboardInterrupt afterwards: between a fork and its record it would leave a child."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in _STOP}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _wait_for_the_end(servers: list[ServerProcess]) -> None:
@@ -78,6 +103,5 @@ def _wait_for_the_end(servers: list[ServerProcess]) -> None:
 
     for server in servers:
         threading.Thread(target=tell, args=[server], daemon=True).start()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         print(f"{ended.get()} ended by itself", file=sys.stderr)

@@ -7,8 +7,8 @@ lifespan. FastAPI holds the documentation and everything that is not hot (routes
 import asyncio
 import contextlib
 import time
+import traceback
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from serving.contract import Contract, ContractMismatch
 from serving.inventory import Inventory
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.predict import PredictEndpoint, openapi_operation
+from serving.openapi import predict_paths
+from serving.predict import PredictEndpoint
 from serving.rows import Rows
 from serving.runner import Runner
 from serving.settings import Settings
@@ -87,27 +88,22 @@ class App(FastAPI):
         model = self._runner.model
         if model.rows is None:
             return document
-        example = model.sample()[model.contract.inputs[0].name].tolist()
-        described = partial(openapi_operation, model.rows, example)
-        paths = {"/predict": {"post": described(labels=())}}
-        if names := model.contract.prediction.labels:
-            paths["/predict/label"] = {"post": described(labels=names)}
+        paths = predict_paths(model.contract, model.rows)
         return document | {"paths": paths | document["paths"]}
 
     def _hot_endpoints(self) -> dict[str, ASGIApp]:
-        endpoints = {
-            "/predict": partial(PredictEndpoint, encode=Rows.encode, needs_labels=False),
-            "/predict/label": partial(
-                PredictEndpoint, encode=Rows.encode_labels, needs_labels=True
-            ),
-        }
         return {
-            path: endpoint(
+            path: PredictEndpoint(
                 self._runner,
                 self._metrics.endpoint(path),
+                encode,
+                needs_labels=needs_labels,
                 max_body_bytes=self._settings.max_body_bytes,
             )
-            for path, endpoint in endpoints.items()
+            for path, encode, needs_labels in (
+                ("/predict", Rows.encode, False),
+                ("/predict/label", Rows.encode_labels, True),
+            )
         }
 
     async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,6 +133,9 @@ class App(FastAPI):
             )
         except ContractMismatch as mismatch:
             self.startup_failure = str(mismatch)
+            raise
+        except Exception:
+            self.startup_failure = traceback.format_exc()
             raise
         self._runner.serve(model)
         self._metrics.model_loaded(self._settings.mode, model.contract)

@@ -4,13 +4,23 @@ Imported before anything else, so it imports nothing that takes time.
 """
 
 import os
+import shutil
 import signal
 
 
-def exit_at_once_on_term() -> None:
-    """Let TERM and INT end this process until the server takes them over: nothing is lost yet."""
+def exit_at_once_on_term(removing: str | None = None) -> None:
+    """Let TERM and INT end this process until the server takes them over: nothing is lost yet.
+
+    removing: a folder that must not be left behind then.
+    """
+
+    def end(*_: object) -> None:
+        if removing is not None:
+            shutil.rmtree(removing, ignore_errors=True)
+        os._exit(0)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
+        signal.signal(number, end)
 
 
 def shared_memory() -> str | None:

@@ -45,6 +45,7 @@ def _not_the_folder_of_aliases(version: str) -> str:
 
 Version = Annotated[str, _Identifier, AfterValidator(_not_the_folder_of_aliases)]
 Alias = Annotated[str, _Identifier]
+Tolerance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -100,6 +101,8 @@ class Tensor(Part):
                     f'"{self.name}" expected as many {what} as the last dimension of '
                     f"{self.signature}, got {len(described)}"
                 )
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f'"{self.name}" expected different labels, got {self.labels}')
         return self
 
     @property
@@ -112,7 +115,7 @@ class ModelFile(Part):
     """The bytes of the model and what a runtime must support to load them."""
 
     sha256: Sha256
-    size_bytes: int
+    size_bytes: int = Field(ge=0)
     ir_version: int
     opsets: dict[str, int] = Field(description="operator set domain -> version")
 
@@ -128,8 +131,8 @@ class GoldenRows(Part):
     source: str = Field(description="where the inputs come from")
     inputs: dict[str, Any]
     outputs: dict[str, Any]
-    rtol: float
-    atol: float
+    rtol: Tolerance
+    atol: Tolerance
 
 
 class Dataset(Part):
@@ -145,8 +148,8 @@ class Agreement(Part):
 
     rows: int
     largest_difference: float
-    rtol: float
-    atol: float
+    rtol: Tolerance
+    atol: Tolerance
 
 
 class Environment(Part):
@@ -199,6 +202,20 @@ class Contract(Part):
     def prediction(self) -> Tensor:
         """The output that /predict answers: the one with labels, or else the first."""
         return next((output for output in self.outputs if output.labels), self.outputs[0])
+
+    def sample(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the first golden row, inputs and outputs as nested lists by name.
+
+        All rows where some tensor's first dimension is fixed: such a run cannot be cut.
+        """
+        tensors = (*self.inputs, *self.outputs)
+        if any(not tensor.shape or isinstance(tensor.shape[0], int) for tensor in tensors):
+            return self.golden.inputs, self.golden.outputs
+        inputs, outputs = (
+            {name: rows[:1] for name, rows in golden.items()}
+            for golden in (self.golden.inputs, self.golden.outputs)
+        )
+        return inputs, outputs
 
     def golden_inputs(self) -> dict[str, Array]:
         """Return the golden inputs as arrays of the contract's dtypes, by input name."""
@@ -284,7 +301,7 @@ def parse_contract(text: str, subject: str) -> Contract:
     except ValueError as error:
         raise ContractMismatch(subject, [f"{CONTRACT_FILE}: not JSON: {error}"]) from error
     found = fields.get("format") if isinstance(fields, dict) else None
-    if found != FORMAT:
+    if found != FORMAT or isinstance(found, bool):
         raise ContractMismatch(
             subject, [f"{CONTRACT_FILE}: format expected {FORMAT}, got {json.dumps(found)}"]
         )

@@ -13,13 +13,14 @@ from serving.errors import RequestError
 def metadata(contract: Contract) -> dict[str, Any]:
     """Return the description of a model, without its golden rows and its environment."""
     first, prediction = contract.inputs[0], contract.prediction
+    inputs, outputs = contract.sample()
     return {
         "data_type": first.dtype,
         "data_structure": _structure(first),
-        "data_sample": contract.golden.inputs[first.name][:1],
+        "data_sample": inputs[first.name],
         "prediction_type": prediction.dtype,
         "prediction_structure": _structure(prediction),
-        "prediction_sample": contract.golden.outputs[prediction.name][:1],
+        "prediction_sample": outputs[prediction.name],
         "name": contract.name,
         "version": contract.version,
         "purpose": contract.purpose,

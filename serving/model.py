@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Self
 
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from serving.contract import Array, Contract, ContractMismatch
+from serving.errors import RequestError
 from serving.rows import Rows, why_no_rows
 from serving.verify import open_session, session_differences
+
+_RUN_ERRORS = (InvalidArgument, Fail, RuntimeException)
+_OUT_OF_MEMORY = "allocate memory"
 
 
 @dataclass(frozen=True)
@@ -65,18 +70,19 @@ class Model:
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Return the outputs in the contract's order.
 
-        inputs: arrays of the contract's dtypes and shapes, by input name; what does not
-        fit is the caller's mistake and raises whatever onnxruntime raises.
+        inputs: arrays of the contract's dtypes and shapes, by input name. Raises
+        RequestError 400 when the model cannot run with their values, which no contract
+        can foresee: an index that is out of a table, sizes that do not go together.
         """
         names = [output.name for output in self.contract.outputs]
-        outputs: list[Array] = self.session.run(names, inputs)
+        try:
+            outputs: list[Array] = self.session.run(names, inputs)
+        except _RUN_ERRORS as error:
+            if _OUT_OF_MEMORY in str(error):
+                raise
+            # The golden rows ran in this process, so it is these values.
+            raise RequestError(400, "the model cannot run with these values") from error
         return outputs
-
-    def sample(self) -> dict[str, Array]:
-        """Return the first golden row as inputs; all of them where a run has a fixed size."""
-        fixed = any(not t.shape or isinstance(t.shape[0], int) for t in self.contract.inputs)
-        inputs = self.contract.golden_inputs()
-        return inputs if fixed else {name: rows[:1] for name, rows in inputs.items()}
 
 
 def _seconds_per_row(contract: Contract, session: onnxruntime.InferenceSession) -> float:

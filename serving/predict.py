@@ -4,11 +4,11 @@ app.py dispatches to them before FastAPI's stack, which costs 93 us a request wh
 way costs 3 (DESIGN: "The hot path"). They are documented in /openapi.json all the same.
 """
 
+import asyncio
 import json
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -53,22 +53,21 @@ class PredictEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens, with JSON."""
         started = time.perf_counter()
+        refused: RequestError | None = None
         try:
             status, headers, body = await self._answer(scope, receive)
         except RequestError as error:
-            status, headers, body = error.status, _encoded(error.headers), error_body(error.message)
+            refused = error
         except ClientDisconnected:
             return
+        except asyncio.CancelledError:
+            refused = RequestError(503, "the server stopped before the request was complete")
         except Exception as error:  # noqa: BLE001 - the server's fault, said as 500 and logged
-            # Where, not what was said: onnxruntime's words may hold values of the input.
-            frames = traceback.format_tb(error.__traceback__)
-            logs.error(
-                "request_failed",
-                endpoint=scope["path"],
-                error=type(error).__name__,
-                frames=[" ".join(frame.split()) for frame in frames],
-            )
-            status, headers, body = 500, [], error_body("internal error")
+            _log_failure(scope["path"], error)
+            refused = RequestError(500, "internal error")
+        if refused:
+            status, headers = refused.status, _encoded(refused.headers)
+            body = error_body(refused.message)
         headers = [_JSON, (b"content-length", b"%d" % len(body)), *headers]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -90,7 +89,8 @@ def rows_of(model: Model, *, needs_labels: bool) -> Rows:
     """Return a model's codec. Raises RequestError 404 when it cannot answer this path."""
     if model.rows is None:
         raise RequestError(404, str(why_no_rows(model.contract)))
-    if needs_labels and not model.contract.prediction.labels:
+    prediction = model.contract.prediction
+    if needs_labels and not (prediction.labels and len(prediction.shape) > 1):
         raise RequestError(404, f'the model "{model.contract.name}" has no labels')
     return model.rows
 
@@ -120,13 +120,20 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 def error_body(message: str) -> bytes:
     """Return the one form all errors have."""
-    return json.dumps({"error": message}, ensure_ascii=False).encode()
+    # A lone surrogate, which JSON can escape and UTF-8 cannot write, comes back as "?".
+    return json.dumps({"error": message}, ensure_ascii=False).encode(errors="replace")
 
 
 def method_not_allowed(scope: Scope, allowed: str) -> RequestError:
     """Return the error for a method that a path does not have."""
     message = f"{scope['path']}: expected {allowed}, got {scope['method']}"
     return RequestError(405, message, {"allow": allowed})
+
+
+def _log_failure(path: str, error: Exception) -> None:
+    """Log where it failed, not what was said: onnxruntime's words may hold an input's values."""
+    frames = [" ".join(frame.split()) for frame in traceback.format_tb(error.__traceback__)]
+    logs.error("request_failed", endpoint=path, error=type(error).__name__, frames=frames)
 
 
 def _body(message: Message) -> bytes:
@@ -148,58 +155,3 @@ def _too_large(max_bytes: int, came: str) -> RequestError:
 
 def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode()) for name, value in headers.items()]
-
-
-def openapi_operation(rows: Rows, example: Any, *, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return the OpenAPI description of a predict endpoint, from the contract's own rules.
-
-    labels: of the answer; empty for the endpoint that answers numbers.
-    """
-    item: dict[str, Any] = {"type": "string", "enum": list(labels)}
-    if not labels:
-        item = {"type": "array", "items": {"type": ["number", "null"]}}
-    prediction = {"type": "array", "description": "one item a row, in order", "items": item}
-    errors = {
-        "400": "the body is not what the contract allows; `error` names the field",
-        "404": "this model has no rows or no labels",
-        "413": "the body or the number of rows is over the limit",
-        "503": "the model is not loaded yet",
-    }
-    return {
-        "tags": ["predict"],
-        "summary": "Predict a label for each row" if labels else "Predict for each row",
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": rows.schema(), "example": {"data": example}}
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "a prediction for each row",
-                "content": {
-                    "application/json": {
-                        "schema": {
-                            "type": "object",
-                            "required": ["prediction"],
-                            "properties": {"prediction": prediction},
-                        }
-                    }
-                },
-            },
-            **{
-                status: {
-                    "description": why,
-                    "content": {"application/json": {"schema": ERROR_SCHEMA}},
-                }
-                for status, why in errors.items()
-            },
-        },
-    }
-
-
-ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {"error": {"type": "string"}},
-}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from serving import logs
-from serving.container import shared_memory
+from serving.container import exit_at_once_on_term, shared_memory
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
 from serving.settings import Settings
@@ -35,6 +35,7 @@ def run(settings_type: type[AnySettings], locate: Callable[[AnySettings], Path])
             # Read by prometheus_client when it is first imported, which is below.
             metrics_dir = tempfile.mkdtemp(prefix="metrics-", dir=shared_memory())
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+            exit_at_once_on_term(removing=metrics_dir)
         from serving.server import serve  # noqa: PLC0415 - takes a second; see above
 
         return serve(settings, directory)

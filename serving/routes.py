@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from serving.contract import arrays
 from serving.errors import RequestError
 from serving.inventory import Inventory
 from serving.metadata import labels, metadata
@@ -155,6 +156,7 @@ def answer_errors_in_one_form(app: FastAPI) -> None:
 async def _sample_prediction(runner: Runner, encode: Encode, *, needs_labels: bool) -> Response:
     model = runner.model
     rows = rows_of(model, needs_labels=needs_labels)
-    outputs = await runner.run(model, model.sample())
+    sample = arrays(model.contract.inputs, model.contract.sample()[0])
+    outputs = await runner.run(model, sample)
     headers = {name.decode(): value.decode() for name, value in model.headers}
     return Response(encode(rows, outputs), media_type="application/json", headers=headers)

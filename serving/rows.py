@@ -13,21 +13,30 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from serving.contract import Array, Contract, Tensor, numpy_dtype
+from serving.contract import Array, Contract, Tensor, dimensions, numpy_dtype
 from serving.errors import RequestError
 
 _SHOWN_CHARACTERS = 40
 _SHOWN_FEATURES = 10
+_SHOWN_FIELDS = 5
+_EXPLAINED_BYTES = 1 << 18
 
 
 def why_no_rows(contract: Contract) -> str | None:
     """Return why a model's requests cannot be written as rows of numbers, None if they can."""
-    if len(contract.inputs) == 1:
-        tensor = contract.inputs[0]
-        if tensor.dtype != "string" and tensor.shape:
+    if len(contract.inputs) == 1 and contract.inputs[0].dtype != "string":
+        rows, predictions = contract.inputs[0].shape[:1], contract.prediction.shape[:1]
+        dynamic = not any(isinstance(size, int) for size in rows + predictions)
+        if rows and predictions and (dynamic or rows == predictions):
             return None
-    takes = ", ".join(f'"{tensor.name}" {tensor.signature}' for tensor in contract.inputs)
-    return f"this path takes models with one numeric input of rows; this model takes {takes}"
+    takes, gives = (
+        ", ".join(f'"{tensor.name}" {tensor.signature}' for tensor in tensors)
+        for tensors in (contract.inputs, [contract.prediction])
+    )
+    return (
+        "this path is for models with one numeric input that give a row for each row; "
+        f"this model takes {takes} and gives {gives}"
+    )
 
 
 class Rows:
@@ -48,6 +57,7 @@ class Rows:
         self._encoder = msgspec.json.Encoder()
         self._prediction = contract.outputs.index(contract.prediction)
         self._labels = np.array(contract.prediction.labels, dtype=object)
+        self._same_sizes = _same_sizes(self._tensor)
 
     def decode(self, body: bytes) -> dict[str, Array]:
         """Return the model's input of a request body, by its name.
@@ -59,9 +69,14 @@ class Rows:
         try:
             data = self._decoder.decode(body).data
             # Ragged rows get this far only where the contract leaves a size open.
-            return {self._tensor.name: np.array(data, dtype=self._dtype)}
+            array = np.array(data, dtype=self._dtype)
         except (ValueError, OverflowError) as error:  # msgspec's errors are ValueErrors
             self._explain(body, error)
+        for one, other in self._same_sizes:
+            if array.shape[one] != array.shape[other]:
+                came = dimensions(list(array.shape))
+                raise RequestError(400, f"data: expected {self._tensor.signature}, got {came}")
+        return {self._tensor.name: array}
 
     def encode(self, outputs: list[Array]) -> bytes:
         """Return the answer of /predict: a row for each row, NaN and infinities as null."""
@@ -71,9 +86,15 @@ class Rows:
         return self._encoder.encode({"prediction": prediction.tolist()})
 
     def encode_labels(self, outputs: list[Array]) -> bytes:
-        """Return the answer of /predict/label: the label of the largest value of each row."""
-        best = outputs[self._prediction].argmax(axis=-1)
-        return self._encoder.encode({"prediction": self._labels[best].tolist()})
+        """Return the answer of /predict/label: the label of the largest value of each row.
+
+        Null where a row holds NaN: there is no largest value then.
+        """
+        prediction = outputs[self._prediction]
+        labels = self._labels[prediction.argmax(axis=-1)]
+        if prediction.dtype.kind == "f":
+            labels[np.isnan(prediction).any(axis=-1)] = None
+        return self._encoder.encode({"prediction": labels.tolist()})
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema of a request body."""
@@ -86,6 +107,8 @@ class Rows:
 
     def _explain(self, body: bytes, error: Exception) -> NoReturn:
         """Raise the RequestError that says best why a body was refused."""
+        if len(body) > _EXPLAINED_BYTES:
+            self._repeat(error)
         try:
             request = json.loads(body)
         except json.JSONDecodeError as found:
@@ -96,10 +119,20 @@ class Rows:
         self._explain_request(request)
         raise RequestError(400, f"body: {error}") from error
 
+    def _repeat(self, error: Exception) -> NoReturn:
+        """Raise what msgspec said: reading a large body again would hold others up."""
+        what, _, where = str(error).partition(" - at `$.")
+        path = where.rstrip("`") or "body"
+        status = 413 if path == "data" and "length <=" in what else 400
+        raise RequestError(status, f"{path}: {what[:1].lower()}{what[1:]}") from error
+
     def _explain_request(self, request: Any) -> None:
         if not isinstance(request, dict):
             raise RequestError(400, f'body: expected {{"data": …}}, got {_shown(request)}')
-        wrong = [f"unknown field {_shown(field)}" for field in request if field != "data"]
+        unknown = [field for field in request if field != "data"]
+        wrong = [f"unknown field {_shown(field)}" for field in unknown[:_SHOWN_FIELDS]]
+        if len(unknown) > _SHOWN_FIELDS:
+            wrong.append(f"{len(unknown) - _SHOWN_FIELDS} more")
         if "data" not in request:
             wrong.insert(0, 'missing field "data"')
         if wrong:
@@ -121,7 +154,7 @@ class Rows:
             raise RequestError(
                 400, f"{path}: expected {self._described(shape)}, got {_shown(value)}"
             )
-        if (isinstance(size, int) and len(value) != size) or (not value and path == "data"):
+        if not value or (isinstance(size, int) and len(value) != size):
             raise RequestError(400, f"{path}: expected {self._described(shape)}, got {len(value)}")
         for index, item in enumerate(value):
             self._explain_list(item, inner, f"{path}[{index}]")
@@ -134,7 +167,7 @@ class Rows:
                 f"a list of {_counted(size, 'row') if isinstance(size, int) else 'one row or more'}"
             )
         what = "number" if len(shape) == 1 else "list"
-        counted = _counted(size, what) if isinstance(size, int) else f"{what}s"
+        counted = _counted(size, what) if isinstance(size, int) else f"one {what} or more"
         features = self._tensor.features
         named = len(shape) == 1 and 0 < len(features) <= _SHOWN_FEATURES
         names = f" ({', '.join(feature.name for feature in features)})" if named else ""
@@ -149,8 +182,15 @@ def _list_type(tensor: Tensor, shape: tuple[int | str | None, ...], *, at_most: 
     if isinstance(size, int):
         limits = Meta(min_length=size, max_length=size)
     else:
-        limits = Meta(min_length=1 if at_most else 0, max_length=at_most)
+        limits = Meta(min_length=1, max_length=at_most)
     return Annotated[list[_list_type(tensor, shape[1:], at_most=None)], limits]  # type: ignore[misc]
+
+
+def _same_sizes(tensor: Tensor) -> list[tuple[int, int]]:
+    """Return the pairs of dimensions that have one name, and so must have one size."""
+    first = {name: axis for axis, name in reversed(list(enumerate(tensor.shape)))}
+    named = [(axis, name) for axis, name in enumerate(tensor.shape) if isinstance(name, str)]
+    return [(first[name], axis) for axis, name in named if first[name] != axis]
 
 
 def _number_type(tensor: Tensor) -> Any:

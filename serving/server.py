@@ -9,9 +9,11 @@ import gc
 import logging
 import mmap
 import os
+import re
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,19 +23,25 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from prometheus_client.multiprocess import mark_process_dead
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 from serving import logs
 from serving.app import App, create_app
 from serving.container import shared_memory
 from serving.errors import StartupError
+from serving.predict import error_body
 from serving.settings import Settings
 
 _FAILURE_BYTES = 1 << 16
 # Clients pool connections for about a minute; gunicorn's 2 s would reset them under way.
 _KEEP_ALIVE_SECONDS = 75
 _HEARTBEAT_SECONDS = 1
+_BACKLOG = 2048
+_POLL_SECONDS = 0.02
+_LARGEST_HEAD_BYTES = 1 << 16
+# Clients that reuse connections get that long to send, and be told to connect elsewhere.
+_LAST_REQUESTS_SECONDS = 0.5
 
 
 def serve(settings: Settings, directory: Path) -> int:
@@ -61,7 +69,7 @@ def serve(settings: Settings, directory: Path) -> int:
 
 
 def listen(host: str, port: int, setting: str) -> socket.socket:
-    """Return a bound socket. Raises StartupError that names the setting and the reason."""
+    """Return a listening socket. Raises StartupError that names the setting and the reason."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -69,6 +77,10 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        # Two servers may bind one port; only one may listen.
+        bound.listen(_BACKLOG)
+    except socket.gaierror as error:
+        raise StartupError(f"HOST: cannot listen on {host}: {error.strerror}") from None
     except OSError as error:
         raise StartupError(
             f"{setting}: cannot listen on {host}:{port}: {error.strerror or error}"
@@ -174,10 +186,13 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.config.http = DrainingProtocol
+        self.config.timeout_notify = _HEARTBEAT_SECONDS
         # Before gunicorn's own limit, which kills.
-        self.config.timeout_graceful_shutdown = max(1, self.cfg.graceful_timeout - 1)
+        self.config.timeout_graceful_shutdown = max(1, self.cfg.graceful_timeout - 2)
         uvicorn_log = logging.getLogger("uvicorn.error")
         uvicorn_log.propagate = True
+        # Its warnings are of clients' mistakes.
+        uvicorn_log.setLevel(logging.ERROR)
 
     def init_signals(self) -> None:
         """Take the signals over, then let in what was held back during the fork."""
@@ -187,8 +202,10 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
     async def _serve(self) -> None:
         app: App = self.wsgi
         self.config.app = app
-        server = DrainingServer(self.config)
-        self._install_sigquit_handler()
+        server = DrainingServer(self.config, self.cfg.graceful_timeout)
+        self._server = server
+        # gunicorn's master passes INT on as QUIT.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.stop)
         heartbeat = asyncio.create_task(self._beat_until_started(server))
         try:
             await server.serve(sockets=self.sockets)
@@ -202,6 +219,12 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
+    async def callback_notify(self) -> None:
+        """Tell the master that this worker lives; end when it is the master that does not."""
+        self.notify()
+        if os.getppid() != self.ppid:
+            self._server.stop()
+
     async def _beat_until_started(self, server: uvicorn.Server) -> None:
         """Keep gunicorn from taking a worker that opens a large model for a hung one."""
         while not server.started:
@@ -212,11 +235,21 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
 class DrainingServer(uvicorn.Server):
     """A server that ends at once before it has started, and answers what it began after."""
 
+    def __init__(self, config: uvicorn.Config, drain_seconds: int) -> None:
+        super().__init__(config)
+        self.drain_seconds = drain_seconds
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Heed TERM while the model is being opened, too."""
+        if self.started:
+            super().handle_exit(sig, frame)
+        self.stop()
+
+    def stop(self) -> None:
+        """Drain and end; at once where there is nothing to drain yet."""
         if not self.started:
             os._exit(0)
-        super().handle_exit(sig, frame)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain: answers say that the connection closes, and it does."""
@@ -224,18 +257,58 @@ class DrainingServer(uvicorn.Server):
             *self.server_state.default_headers,
             (b"connection", b"close"),
         ]
+        deadline = time.monotonic() + min(_LAST_REQUESTS_SECONDS, self.drain_seconds / 10)
+        while self.server_state.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(_POLL_SECONDS)
         await super().shutdown(sockets)
 
 
 class DrainingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which would close a connection with half a head of a request read."""
+    """uvicorn's protocol, with what it lacks: limits, one form of errors, a whole drain."""
+
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, but for no head of a request without end."""
+        if b"pgrade:" in data:
+            data = self._without_upgrade(data)
+        super().data_received(data)
+        if not self._reading_a_head():
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _LARGEST_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(431, f"head: expected at most {_LARGEST_HEAD_BYTES} bytes, got more")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the form that all errors have."""
+        self._refuse(400, msg)
 
     def shutdown(self) -> None:
         """Close the connection once the request that has begun, if any, is answered."""
-        # on_message_begin makes the scope, on_headers_complete gives it its method.
-        reading_a_head = self.scope is not None and "method" not in self.scope
-        if not reading_a_head:
+        if not self._reading_a_head():
             super().shutdown()
+
+    def _reading_a_head(self) -> bool:
+        # on_message_begin makes the scope, on_headers_complete gives it its method.
+        return self.scope is not None and "method" not in self.scope
+
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """Ignore an offer to upgrade, as HTTP allows: the parser would drop the body.
+
+        Java's client makes one with each first request.
+        """
+        if self.cycle is not None and self.cycle.more_body:
+            return data  # of a body
+        head, end, body = data.partition(b"\r\n\r\n")
+        return re.sub(rb"(?i)\r\nupgrade:[^\r\n]*", b"", head) + end + body
+
+    def _refuse(self, status: int, message: str) -> None:
+        body = error_body(message)
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        head += "connection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        self.transport.close()
 
 
 def _forget_metrics(_: Arbiter, worker: Worker) -> None:

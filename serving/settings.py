@@ -6,7 +6,7 @@ README's table of settings is compared with these classes by a test.
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.contract import Sha256
@@ -16,21 +16,20 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Mode = Literal["model_in_image", "model_load"]
 
 
-def _none_if_empty(value: object) -> object:
-    """Manifests and Makefiles write an unset option as an empty variable."""
-    return None if value == "" else value
-
-
 class Settings(BaseSettings):
     """Settings that both release modes have. A port of 0 takes any free one."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=False)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        # Manifests and Makefiles write an unset option as an empty variable.
+        env_ignore_empty=True,
+    )
 
     mode: ClassVar[Mode]
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: Port = Field(8000, description="port of predictions, health and documentation")
-    management_port: Annotated[Port | None, BeforeValidator(_none_if_empty)] = Field(
+    management_port: Port | None = Field(
         None, description="port that alone has /metrics and /inventory; health is on both"
     )
     workers: int = Field(1, ge=1, le=256, description="processes; one a core")
@@ -42,7 +41,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged"
     )
-    contract_sha256: Annotated[Sha256 | None, BeforeValidator(_none_if_empty)] = Field(
+    contract_sha256: Sha256 | None = Field(
         None, description="refuse to start unless contract.json has this sha256"
     )
 

@@ -114,7 +114,8 @@ def session_of(model: Path | bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    # Its errors are raised; what it would print of them may hold values of an input.
+    options.log_severity_level = 4
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model),
         options,

@@ -1,8 +1,11 @@
-"""Starting a server as a test does: on free ports, in an environment of its own."""
+"""Starting a server as a test does, on free ports, and talking to it byte by byte."""
 
 import os
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from release.server_process import ServerProcess
 
@@ -24,3 +27,21 @@ def start(mode: str, directory: Path | str, **settings: str) -> ServerProcess:
     return ServerProcess(
         mode, {"PORT": "0", **source(mode, directory), **settings}, environment=clean
     )
+
+
+def connect(url: str) -> socket.socket:
+    """A connection of the test's own, to send a request in pieces."""
+    address = urlsplit(url)
+    return socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20)
+
+
+def wait_until_read(connection: socket.socket) -> None:
+    """Wait until the peer's kernel holds nothing unread of what was sent, so the server has it."""
+    own, peer = connection.getsockname()[1], connection.getpeername()[1]
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        queues = {(row[1][-4:], row[2][-4:]): int(row[4].split(":")[1], 16) for row in rows}
+        if queues.get((f"{peer:04X}", f"{own:04X}")) == 0:
+            return
+    raise TimeoutError

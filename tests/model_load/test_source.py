@@ -7,15 +7,19 @@ import httpx
 import pytest
 
 from model_load.source import ModelLoadSettings, locate
+from serving.contract import read_contract
 from serving.errors import StartupError
 from tests.servers import start
+from training.store import publish
 
 
 @pytest.fixture
 def two_versions(store: Path, tmp_path: Path) -> Path:
     """A store with two versions and an alias for the second."""
+    model = (store / "iris" / "1" / "model.onnx").read_bytes()
+    contract = read_contract(store / "iris" / "1")
     for version in ("1", "2"):
-        shutil.copytree(store / "iris" / "1", tmp_path / "iris" / version)
+        publish(tmp_path, contract.model_copy(update={"version": version}), model)
     (tmp_path / "iris" / "aliases").mkdir()
     (tmp_path / "iris" / "aliases" / "stable").write_text("2\n")
     return tmp_path
@@ -34,6 +38,14 @@ def test_a_version_is_opened_in_place(two_versions: Path) -> None:
 def test_an_alias_names_a_version(two_versions: Path) -> None:
     assert located(f"{two_versions}/iris@stable") == two_versions / "iris" / "2"
     assert located(f"file://{two_versions}/iris@stable") == two_versions / "iris" / "2"
+
+
+def test_a_copy_under_another_version_is_refused(two_versions: Path) -> None:
+    """A server that says one version while its URI says another cannot be rolled back."""
+    shutil.copytree(two_versions / "iris" / "1", two_versions / "iris" / "3")
+
+    with pytest.raises(StartupError, match="expected the artifact iris/3, got iris/1"):
+        located(f"{two_versions}/iris/3")
 
 
 def test_a_file_uri_may_be_escaped(two_versions: Path) -> None:

@@ -48,6 +48,34 @@ def test_both_modes_answer_until_they_are_stopped(
             httpx.get(url)
 
 
+def test_a_stop_before_the_servers_are_up_leaves_none_behind(store: Path) -> None:
+    """Closing the terminal must not leave two servers on the ports of the next try."""
+    options = ["--model", str(store / "iris" / "1"), "--image-port=0", "--load-port=0"]
+    with subprocess.Popen([sys.executable, "-m", "release", "run", *options]) as running:
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+        while len(started := children.read_text().split()) < 2:
+            assert running.poll() is None
+
+        running.send_signal(signal.SIGHUP)
+
+        assert running.wait(30) == 0
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    options = [f"--model={tmp_path}/mine/1", "--image-port=0", "--load-port=0"]
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "release", "run", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"MODEL: {tmp_path}/mine/1 is not there")
+
+
 def test_a_model_without_labels_is_shown_too(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,8 @@ from onnx import TensorProto, helper
 from model_in_image.source import ModelInImageSettings
 from serving.app import App, create_app
 from serving.contract import ContractMismatch
+from serving.logs import JsonFormatter
+from serving.model import Model
 from tests.servers import ROWS, Start
 from training.own import make_contract
 
@@ -112,20 +114,43 @@ def gather(tmp_path: Path) -> Path:
     )
 
 
-def test_a_model_that_fails_is_a_500_that_logs_no_input(server: Start, gather: Path) -> None:
-    """The server's fault, said in the one form of errors; the next request is answered."""
+def test_values_the_model_cannot_run_with_are_the_clients_mistake(
+    server: Start, gather: Path
+) -> None:
+    """No contract can foresee an index that is out of a table; nothing of it is logged."""
     running = server(gather).wait_until_ready()
 
-    failed = httpx.post(f"{running.url}/predict", json={"data": [[4711]]})
+    refused = httpx.post(f"{running.url}/predict", json={"data": [[4711]]})
     answered = httpx.post(f"{running.url}/predict", json={"data": [[2]]})
     running.stop()
 
-    assert (failed.status_code, failed.json()) == (500, {"error": "internal error"})
+    assert refused.status_code == 400
+    assert refused.json() == {"error": "the model cannot run with these values"}
     assert answered.json() == {"prediction": [[2.5]]}
-    (logged,) = running.events("request_failed")
-    assert logged["level"] == "error"
-    assert logged["endpoint"] == "/predict"
-    assert "4711" not in json.dumps(logged)
+    assert "4711" not in "".join(running.logged)
+
+
+def test_a_fault_of_the_server_is_a_500_that_logs_no_input(
+    gather: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said in the one form of errors, and counted."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError(str(4700 + 11))
+
+    async def ask() -> list[httpx.Response]:
+        app = app_of(gather)
+        async with app.router.lifespan_context(app), client_of(app) as client:
+            monkeypatch.setattr(Model, "run", fail)
+            failed = await client.post("/predict", json={"data": [[4711]]})
+            return [failed, await client.get("/metrics")]
+
+    failed, metrics = asyncio.run(ask())
+
+    assert (failed.status_code, failed.json()) == (500, {"error": "internal error"})
+    assert 'http_requests_total{endpoint="/predict",status="5xx"} 1.0' in metrics.text
+    (record,) = [record for record in caplog.records if record.msg == "request_failed"]
+    assert "4711" not in JsonFormatter().format(record)
 
 
 def test_a_log_is_one_json_object_a_line(server: Start) -> None:

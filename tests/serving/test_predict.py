@@ -1,17 +1,15 @@
 """The hot endpoints over real HTTP, in both modes: right answers, and clear refusals."""
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
 
 from serving.contract import Contract, read_contract
-from tests.servers import ROWS, Start
+from tests.servers import ROWS, Start, connect, wait_until_read
 
 Client = Callable[[str], httpx.Client]
 
@@ -121,6 +119,23 @@ BAD: dict[str, tuple[str | bytes, int, list[str]]] = {
     "over float32": ('{"data": [[5.1, 3.5, 1.4, 1e39]]}', 400, ["data[0][3]:", "float32", "1e+39"]),
     "endless digits": (f'{{"data": [[1, 2, 3, {"9" * 5000}]]}}', 400, ["data[0][3]"]),
     "endless nesting": ('{"data": ' + "[" * 100_000, 400, ["data"]),
+    "half a surrogate": (r'{"data": [["\ud800", 1, 2, 3]]}', 400, ["data[0][0]:", "a number"]),
+    "field of half a surrogate": (r'{"\ud800": 1}', 400, ['missing field "data"']),
+    "many fields": (
+        json.dumps({str(n): 1 for n in range(1000)}),
+        400,
+        ['missing field "data"', 'unknown field "4"', "995 more"],
+    ),
+    "large and wrong": (
+        f'{{"data": [{",".join([GOOD_ROW] * 1000)}, ["{"x" * 300_000}", 1, 2, 3]]}}',
+        400,
+        ["data[1000][0]: expected `float`, got `str`"],
+    ),
+    "large and too many": (
+        f'{{"data": [{",".join([GOOD_ROW] * 20_000)}]}}',
+        413,
+        ["data: expected `array` of length <= 1024"],
+    ),
     "too many rows": (f'{{"data": [{",".join([GOOD_ROW] * 1025)}]}}', 413, ["1024", "1025"]),
 }
 
@@ -172,6 +187,54 @@ def test_a_row_limit_of_the_environment_holds(server: Start) -> None:
     assert refused.json() == {"error": "data: expected at most 2 rows, got 3"}
 
 
+def test_a_row_that_overflows_has_no_label(iris: httpx.Client) -> None:
+    """Probabilities that are no numbers have no largest one: nothing is made up."""
+    data = {"data": [[3.4e38, 3.4e38, -3.4e38, 3.4e38], ROWS[0]]}
+
+    numbers = iris.post("/predict", json=data).json()["prediction"]
+    labels = iris.post("/predict/label", json=data).json()["prediction"]
+
+    assert numbers[0] == [None, None, None]
+    assert labels == [None, "setosa"]
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "said"),
+    [
+        (b"nonsense\r\n\r\n", 400, b"Invalid HTTP request received."),
+        (
+            b"GET / HTTP/1.1\r\nX: " + b"x" * (65536 - 18),
+            431,
+            b"head: expected at most 65536 bytes",
+        ),
+    ],
+    ids=["no HTTP", "a head without end"],
+)
+def test_a_head_that_is_none_is_refused_in_the_same_form(
+    iris: httpx.Client, head: bytes, status: int, said: bytes
+) -> None:
+    with connect(str(iris.base_url)) as connection:
+        # All is read before the last byte comes: a reset would take the answer away.
+        connection.sendall(head[:-1])
+        wait_until_read(connection)
+        connection.sendall(head[-1:])
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b'\r\n\r\n{"error": "' + said in answer
+
+
+def test_an_offer_to_upgrade_is_ignored(iris: httpx.Client) -> None:
+    """Java's client offers HTTP/2 with its first request; the body must not be lost."""
+    headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AA"}
+
+    answer = iris.post("/predict", json={"data": ROWS}, headers=headers)
+
+    assert answer.status_code == 200
+
+
 def test_another_method_is_refused_in_the_same_form(iris: httpx.Client) -> None:
     answer = iris.get("/predict")
 
@@ -181,8 +244,7 @@ def test_another_method_is_refused_in_the_same_form(iris: httpx.Client) -> None:
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_request_harms_nobody(iris: httpx.Client) -> None:
-    address = urlsplit(str(iris.base_url))
-    with socket.create_connection((str(address.hostname), int(address.port or 0))) as leaving:
+    with connect(str(iris.base_url)) as leaving:
         leaving.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
 
     assert iris.post("/predict", json={"data": ROWS}).status_code == 200

@@ -57,6 +57,12 @@ def test_what_the_contract_allows_is_decoded_exactly(given: Tensor, data: object
         (tensor("float32", "N", 2, 1), [[1, 2]], "data[0][0]: expected a list of 1 number, got 1"),
         (
             tensor("float32", "N", None),
+            [[]],
+            "data[0]: expected a list of one number or more, got 0",
+        ),
+        (tensor("float32", "N", "N"), [[1, 2]], "data: expected float32[N,N], got [1,2]"),
+        (
+            tensor("float32", "N", None),
             [[1, 2], [3]],
             "data[1]: expected as many values as in data[0], 2, got 1",
         ),
@@ -96,3 +102,12 @@ def test_a_model_that_takes_no_rows_says_what_it_takes(inputs: list[Tensor]) -> 
 
     assert reason is not None
     assert f'"x" {inputs[0].signature}' in reason
+
+
+@pytest.mark.parametrize("output", [tensor("float32"), tensor("float32", 3)])
+def test_a_model_that_gives_no_rows_says_what_it_gives(output: Tensor) -> None:
+    """Three numbers for any number of rows are not a row each."""
+    reason = why_no_rows(contract_of([tensor("float32", "N", 2)], [output]))
+
+    assert reason is not None
+    assert f'gives "x" {output.signature}' in reason
