@@ -6,7 +6,7 @@ from serving.container import exit_at_once_on_term
 
 if __name__ == "__main__":
     exit_at_once_on_term()
-    from model_in_image.source import ModelInImageSettings, locate
+    from model_in_image.source import ModelInImageSettings, find
     from serving.process import run
 
-    sys.exit(run(ModelInImageSettings, locate))
+    sys.exit(run(ModelInImageSettings, find))

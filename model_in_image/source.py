@@ -3,6 +3,7 @@
 Used by __main__.py; from the directory on, both modes are the same server.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +20,6 @@ class ModelInImageSettings(Settings):
     model_dir: Path = Field(description="directory that holds model.onnx and contract.json")
 
 
-def locate(settings: ModelInImageSettings) -> Path:
-    """Return the directory of the artifact; there is never another one."""
-    return settings.model_dir
+def find(settings: ModelInImageSettings) -> Callable[[], Path]:
+    """Return what returns the artifact's directory; it is there, and there is never another."""
+    return lambda: settings.model_dir

@@ -1,4 +1,8 @@
-"""Serve the model that MODEL_URI names: `python -m model_load`, configured by the environment."""
+"""Serve the model that MODEL_URI names: `python -m model_load`, configured by the environment.
+
+`python -m model_load pull --to DIR` only pulls it, for an init container: the server that
+then serves DIR as its MODEL_DIR needs no credentials.
+"""
 
 import sys
 
@@ -6,7 +10,11 @@ from serving.container import exit_at_once_on_term
 
 if __name__ == "__main__":
     exit_at_once_on_term()
-    from model_load.source import ModelLoadSettings, locate
+    if sys.argv[1:2] == ["pull"]:
+        from model_load.command import pull
+
+        sys.exit(pull(sys.argv[2:]))
+    from model_load.source import ModelLoadSettings, find
     from serving.process import run
 
-    sys.exit(run(ModelLoadSettings, locate))
+    sys.exit(run(ModelLoadSettings, find))

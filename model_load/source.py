@@ -4,15 +4,24 @@ Used by __main__.py; from the directory on, both modes are the same server.
 """
 
 import contextlib
+import ctypes
+import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
-from urllib.parse import unquote, urlsplit
+from typing import Any, ClassVar, NoReturn, Self
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, model_validator
 
-from serving.contract import Alias, ContractMismatch, Version, read_contract
+from model_load.cache import Cache, hold
+from model_load.uri import ArtifactUri, local_path
+from serving.bucket import is_bucket
+from serving.contract import ContractMismatch, read_contract
 from serving.errors import StartupError
 from serving.settings import Mode, Settings
+
+_PR_SET_PDEATHSIG = 1
 
 
 class ModelLoadSettings(Settings):
@@ -20,63 +29,126 @@ class ModelLoadSettings(Settings):
 
     mode: ClassVar[Mode] = "model_load"
 
-    model_uri: str = Field(
-        min_length=1,
-        description="artifact to serve: `<store>/iris/1`, or the alias `<store>/iris@stable`; "
-        "a path or `file://`",
+    model_uri: str | None = Field(
+        None,
+        description="artifact to serve: `<store>/iris/1`, or the alias `<store>/iris@stable`; a "
+        "store is a path, `file://`, `s3://`, `gs://`, `az://`, `https://` or `http://`",
+    )
+    model_dir: Path | None = Field(
+        None, description="directory that holds model.onnx and contract.json"
+    )
+    model_cache_dir: Path = Field(
+        Path("/tmp/models"),  # noqa: S108 - named by sha256, and verified at each start
+        description="where pulled models are kept by sha256, for the next start on this node",
+    )
+    model_cache_max_bytes: int | None = Field(
+        None, ge=1, description="most that the cache may hold; the longest unused goes first"
+    )
+    model_pull_seconds: float = Field(
+        600, gt=0, description="time that a pull may take, its retries included"
     )
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.model_uri) == bool(self.model_dir):
+            which = "both are" if self.model_uri else "neither is"
+            raise ValueError(f"MODEL_URI or MODEL_DIR: expected one of them to be set, {which}")
+        return self
 
-def locate(settings: ModelLoadSettings) -> Path:
-    """Return the directory of the artifact that MODEL_URI names; a local one is not copied.
+
+def find(settings: ModelLoadSettings) -> Callable[[], Path]:
+    """Begin to get the artifact; return what waits for it and returns its directory.
+
+    A local one is opened in place. One in a bucket is pulled by a child while this process
+    goes on: obstore hangs in the workers forked later from a process that has used it.
+    Raises StartupError, at once or from the wait, that names the URI and what to check.
+    """
+    if settings.model_dir is not None:
+        directory = settings.model_dir
+        return lambda: directory
+    uri = str(settings.model_uri)
+    if not is_bucket(uri):
+        path = local_artifact(uri)
+        return lambda: path
+    return _pull_in_a_child(ArtifactUri.parse(uri), settings)
+
+
+def local_artifact(uri: str) -> Path:
+    """Return the directory that a path or a `file://` URI names, through its alias if it has one.
 
     Raises StartupError that names the URI and what was expected of it.
     """
-    uri = settings.model_uri
-    path = _local_path(uri)
-    name, at, alias = path.name.partition("@")
-    if at:
-        name_dir = path.parent / name
-        path = name_dir / _version_of(uri, name_dir / "aliases" / _checked(Alias, alias, uri))
-    _refuse_a_copy_under_another_name(uri, path)
+    path = local_path(uri)
+    if "@" in path.name:
+        path = _of_the_alias(uri, ArtifactUri.parse(str(path)))
+    with contextlib.suppress(ContractMismatch):  # said later, with all that is wrong
+        ArtifactUri(uri, "", path.absolute().parent.name, path.name, None).refuse_another(
+            read_contract(path)
+        )
     return path
 
 
-def _refuse_a_copy_under_another_name(uri: str, path: Path) -> None:
-    """Raise StartupError when the artifact says that it is another one than the URI does."""
-    with contextlib.suppress(ContractMismatch):  # said later, with all that is wrong
-        contract = read_contract(path)
-        asked, came = (path.absolute().parent.name, path.name), (contract.name, contract.version)
-        if asked != came:
-            raise StartupError(
-                f"MODEL_URI: {uri}: expected the artifact {'/'.join(asked)}, got {'/'.join(came)}"
-            )
-
-
-def _local_path(uri: str) -> Path:
-    if "://" not in uri:
-        return Path(uri)
-    parts = urlsplit(uri)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
-        raise StartupError(f"MODEL_URI: expected a path or file:///path, got {uri}")
-    return Path(unquote(parts.path))
-
-
-def _version_of(uri: str, alias_file: Path) -> str:
-    """Return the version that an alias names now."""
+def _of_the_alias(uri: str, artifact: ArtifactUri) -> Path:
+    """Return the directory of the version that an alias of a local store names now."""
+    alias_file = Path(artifact.store) / artifact.alias_path
     try:
-        version = alias_file.read_text(encoding="utf-8").strip()
+        text = alias_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise StartupError(f"MODEL_URI: {uri}: no such alias: {alias_file}: {reason}") from None
-    return _checked(Version, version, uri)
+    return Path(artifact.store) / artifact.name / artifact.checked_version(text)
 
 
-def _checked(kind: Any, text: str, uri: str) -> str:
-    """Return a version or alias that cannot lead out of the store."""
+def _pull_in_a_child(uri: ArtifactUri, settings: ModelLoadSettings) -> Callable[[], Path]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _pull_and_end(uri, settings, writing)
+    os.close(writing)
+
+    def wait() -> Path:
+        with os.fdopen(reading) as pipe:
+            said = pipe.read()
+        os.waitpid(child, 0)
+        return _result(uri, json.loads(said) if said else {})
+
+    return wait
+
+
+def _pull_and_end(uri: ArtifactUri, settings: ModelLoadSettings, writing: int) -> NoReturn:
+    """Pull, tell the parent through a pipe what came of it, and end, whatever happens."""
+    _end_with_the_parent()
+    said: dict[str, Any] = {}
     try:
-        checked: str = TypeAdapter(kind).validate_python(text)
-    except ValidationError:
-        expected = "letters, digits, '.', '_' and '-'"
-        raise StartupError(f"MODEL_URI: {uri}: expected {expected}, got {text!r}") from None
-    return checked
+        from model_load.pull import Deadline, Pull  # noqa: PLC0415 - never in the parent
+
+        cache = Cache(settings.model_cache_dir, settings.model_cache_max_bytes)
+        pull = Pull(uri, Deadline(settings.model_pull_seconds))
+        said = {"directory": str(pull.into(cache))}
+    except ContractMismatch as mismatch:
+        said = {"subject": mismatch.subject, "differences": mismatch.differences}
+    except StartupError as error:
+        said = {"error": str(error)}
+    except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
+        said = {"error": f"{uri.uri}: {type(error).__name__}: {error}"}
+    finally:
+        os.write(writing, json.dumps(said).encode())
+        os._exit(0)
+
+
+def _end_with_the_parent() -> None:
+    """Let the kernel end this child when its parent ends, however that is ended (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _result(uri: ArtifactUri, said: dict[str, Any]) -> Path:
+    """Return what the child pulled, held against removal; raises what it raised."""
+    if "differences" in said:
+        raise ContractMismatch(said["subject"], said["differences"])
+    if "directory" not in said:
+        raise StartupError(said.get("error", f"{uri.uri}: the pull was killed. Too little memory?"))
+    directory = Path(said["directory"])
+    hold(directory)
+    return directory

@@ -20,9 +20,10 @@ from serving.settings import Settings
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def run(settings_type: type[AnySettings], locate: Callable[[AnySettings], Path]) -> int:
-    """Serve the artifact in the directory that locate() returns; until TERM.
+def run(settings_type: type[AnySettings], find: Callable[[AnySettings], Callable[[], Path]]) -> int:
+    """Serve the artifact that find() finds, until TERM.
 
+    find: begins, and returns what waits for the directory; imports go on meanwhile.
     Returns the exit status. What an operator can mend is said in one message with every
     mistake, without a traceback.
     """
@@ -30,7 +31,7 @@ def run(settings_type: type[AnySettings], locate: Callable[[AnySettings], Path])
     try:
         settings = settings_type.from_environment()
         logs.configure(settings.log_level)
-        directory = locate(settings)
+        wait_for_directory = find(settings)
         if settings.workers > 1:
             # Read by prometheus_client when it is first imported, which is below.
             metrics_dir = tempfile.mkdtemp(prefix="metrics-", dir=shared_memory())
@@ -38,7 +39,7 @@ def run(settings_type: type[AnySettings], locate: Callable[[AnySettings], Path])
             exit_at_once_on_term(removing=metrics_dir)
         from serving.server import serve  # noqa: PLC0415 - takes a second; see above
 
-        return serve(settings, directory)
+        return serve(settings, wait_for_directory())
     except (StartupError, ContractMismatch) as error:
         print(f"{settings_type.mode} does not start. {error}", file=sys.stderr)  # noqa: T201
         return 1

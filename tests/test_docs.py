@@ -26,14 +26,14 @@ def default(name: str, field: FieldInfo) -> str:
         (mode,) = [
             settings.mode
             for settings in (ModelInImageSettings, ModelLoadSettings)
-            if name in settings.model_fields
+            if name in settings.model_fields and settings.model_fields[name].is_required()
         ]
         return f"required by `{mode}`"
     return "none" if field.default is None else f"`{field.default}`"
 
 
 def test_every_setting_is_documented_as_it_is() -> None:
-    fields = ModelInImageSettings.model_fields | ModelLoadSettings.model_fields
+    fields = ModelLoadSettings.model_fields | ModelInImageSettings.model_fields
 
     documented = {row[0].strip("`"): row[1:] for row in rows("Settings")}
 

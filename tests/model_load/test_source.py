@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model_load.source import ModelLoadSettings, locate
+from model_load.source import local_artifact
 from serving.contract import read_contract
 from serving.errors import StartupError
 from tests.servers import start
@@ -26,7 +26,7 @@ def two_versions(store: Path, tmp_path: Path) -> Path:
 
 
 def located(uri: str) -> Path:
-    return locate(ModelLoadSettings(model_uri=uri))
+    return local_artifact(uri)
 
 
 def test_a_version_is_opened_in_place(two_versions: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_file_uri_may_be_escaped(two_versions: Path) -> None:
     ("uri", "said"),
     [
         ("{store}/iris@canary", "no such alias"),
-        ("{store}/iris@", "expected letters"),
+        ("{store}/iris@", "expected <store>/<name>/<version> or"),
         ("ftp://host/iris/1", "expected a path or file:///path, got ftp://host/iris/1"),
         ("file://elsewhere/iris/1", "expected a path or file:///path"),
     ],

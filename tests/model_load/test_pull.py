@@ -1,0 +1,411 @@
+"""Pulling from every kind of store, over networks and disks that fail."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import pytest
+
+from model_load.cache import Cache, hold
+from model_load.pull import Deadline, Pull, PullError
+from model_load.uri import ArtifactUri
+from serving.contract import read_contract
+from serving.errors import StartupError
+from serving.verify import sha256_of
+from tests.fault_proxy import (
+    Cut,
+    Drip,
+    Fault,
+    FaultProxy,
+    Stall,
+    Status,
+    WithoutRange,
+    WrongBytes,
+)
+from tests.servers import ROWS, start
+from tests.stand_ins import STAND_INS, FileStandIn, HttpStandIn
+
+# Enough for several pieces of a stream, and to be cut in the middle.
+_PADDING = b"\x00" * 3_000_000
+MODEL = "model.onnx"
+# From the others nothing is transferred: a local store is opened in place.
+REMOTE = [kind for kind in STAND_INS if kind != "file"]
+
+
+def publish_in(stand_in: FileStandIn, artifact: Path) -> None:
+    """Put an artifact and an alias for it into a store, by another way than the product's."""
+    name, version = artifact.parent.name, artifact.name
+    for file in (MODEL, "contract.json"):
+        stand_in.put(f"{name}/{version}/{file}", (artifact / file).read_bytes())
+    stand_in.put(f"{name}/aliases/stable", f"{version}\n".encode())
+
+
+@pytest.fixture(scope="module", params=STAND_INS)
+def stand_in(
+    request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FileStandIn]:
+    """Each kind of store in turn, with the iris model in it."""
+    with STAND_INS[request.param](tmp_path_factory.mktemp(request.param)) as started:
+        publish_in(started, store / "iris" / "1")
+        yield started
+
+
+@pytest.fixture(scope="module")
+def large(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose model is some megabytes: the same one, and bytes that nobody reads."""
+    directory = Path(
+        shutil.copytree(store / "iris" / "1", tmp_path_factory.mktemp("large") / "iris" / "1")
+    )
+    path = directory / MODEL
+    path.write_bytes(path.read_bytes() + _PADDING)
+    contract = read_contract(directory)
+    file = contract.model.model_copy(
+        update={"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+    )
+    (directory / "contract.json").write_text(contract.model_copy(update={"model": file}).to_json())
+    return directory
+
+
+@pytest.fixture
+def web(large: Path, tmp_path: Path) -> Iterator[HttpStandIn]:
+    """A static server with the large artifact."""
+    (tmp_path / "web").mkdir()
+    with HttpStandIn(tmp_path / "web") as started:
+        publish_in(started, large)
+        yield started
+
+
+@pytest.fixture
+def proxy(web: HttpStandIn) -> Iterator[FaultProxy]:
+    """A network in front of it that fails as it is told."""
+    with FaultProxy(web.address) as started:
+        yield started
+
+
+def pulled(proxy: FaultProxy, cache: Path, *, seconds: float = 20, silence: float = 1) -> Path:
+    """Pull the large artifact through the proxy."""
+    uri = ArtifactUri.parse(f"{proxy.url}/models/iris/1")
+    return Pull(uri, Deadline(seconds, silence)).into(Cache(cache, None))
+
+
+@pytest.mark.parametrize("named", ["iris/1", "iris@stable"])
+def test_a_server_pulls_from_every_kind_of_store(
+    stand_in: FileStandIn, named: str, tmp_path: Path
+) -> None:
+    """Only a URI and the environment lead there."""
+    settings = {**stand_in.environment, "MODEL_CACHE_DIR": str(tmp_path)}
+
+    with start("model_load", f"{stand_in.uri}/{named}", **settings) as server:
+        server.wait_until_ready()
+        answer = httpx.post(f"{server.url}/predict/label", json={"data": ROWS})
+
+    assert answer.json() == {"prediction": ["setosa", "virginica"]}
+    assert answer.headers["model-version"] == "1"
+
+
+@pytest.mark.parametrize("stand_in", REMOTE, indirect=True)
+def test_a_second_start_on_a_node_transfers_the_contract_only(
+    stand_in: FileStandIn, tmp_path: Path
+) -> None:
+    """What scale-out waits for must not grow with the model."""
+    with FaultProxy(stand_in.address) as proxy:
+        place = stand_in.at(proxy.url)
+        settings = {**place.environment, "MODEL_CACHE_DIR": str(tmp_path)}
+        for _ in range(2):
+            with start("model_load", f"{place.uri}/iris/1", **settings) as server:
+                server.wait_until_ready()
+
+        asked = [unquote(urlsplit(exchange.path).path) for exchange in proxy.exchanges]
+
+    files = sorted(path.rpartition("/")[2] for path in asked)
+    assert files == ["contract.json", "contract.json", MODEL]
+
+
+@pytest.mark.parametrize(
+    "fault", [Cut(1_500_000), Stall(1_500_000), Status(500), Status(429)], ids=str
+)
+def test_a_failing_network_is_tried_again(proxy: FaultProxy, fault: Fault, tmp_path: Path) -> None:
+    proxy.inject(fault, path=MODEL)
+
+    directory = pulled(proxy, tmp_path)
+
+    contract = read_contract(directory)
+    assert sha256_of(directory / MODEL) == contract.model.sha256
+    assert len([exchange for exchange in proxy.exchanges if MODEL in exchange.path]) == 2
+
+
+def test_a_broken_body_goes_on_where_it_stopped(proxy: FaultProxy, tmp_path: Path) -> None:
+    """Hundreds of megabytes are not fetched twice for one lost packet."""
+    proxy.inject(Cut(1_500_000), path=MODEL)
+
+    directory = pulled(proxy, tmp_path)
+
+    first, second = [exchange for exchange in proxy.exchanges if MODEL in exchange.path]
+    assert first.range is None
+    assert second.range is not None
+    size = read_contract(directory).model.size_bytes
+    assert first.bytes_sent + second.bytes_sent < size * 1.5
+
+
+def test_without_range_a_broken_body_is_fetched_from_the_start(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    proxy.inject(Cut(1_500_000), WithoutRange(), path=MODEL)
+
+    directory = pulled(proxy, tmp_path)
+
+    assert sha256_of(directory / MODEL) == read_contract(directory).model.sha256
+
+
+def test_an_object_that_changes_in_mid_download_is_never_mixed(
+    proxy: FaultProxy, web: HttpStandIn, large: Path, tmp_path: Path
+) -> None:
+    """The first half of one model and the second half of another is no model."""
+    right = (large / MODEL).read_bytes()
+    web.put(f"iris/1/{MODEL}", right[::-1])
+    proxy.inject(Cut(1_500_000, hook=lambda: web.put(f"iris/1/{MODEL}", right)), path=MODEL)
+
+    directory = pulled(proxy, tmp_path)
+
+    assert (directory / MODEL).read_bytes() == right
+
+
+def test_wrong_bytes_are_fetched_once_more(proxy: FaultProxy, tmp_path: Path) -> None:
+    """A proxy on the way may hold an old copy."""
+    proxy.inject(WrongBytes(), path=MODEL)
+
+    directory = pulled(proxy, tmp_path)
+
+    assert sha256_of(directory / MODEL) == read_contract(directory).model.sha256
+
+
+def test_wrong_bytes_twice_are_refused_and_never_become_a_model(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    proxy.inject(WrongBytes(), WrongBytes(), path=MODEL)
+
+    with pytest.raises(PullError, match=r"sha256 expected .*, got .*, twice"):
+        pulled(proxy, tmp_path / "cache")
+
+    left = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert left == {"pull.lock"}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(403, "Check the credentials"), (401, "credentials"), (404, "not found")]
+)
+def test_what_is_not_worth_a_retry_is_an_error_at_once(
+    proxy: FaultProxy, status: int, said: str, tmp_path: Path
+) -> None:
+    proxy.inject(Status(status), path="contract.json")
+
+    with pytest.raises(PullError, match=said) as refused:
+        pulled(proxy, tmp_path)
+
+    assert f"{proxy.url}/models/iris/1/contract.json" in str(refused.value)
+    assert len(proxy.exchanges) == 1
+
+
+def test_a_store_that_stays_away_ends_the_pull_in_time(tmp_path: Path) -> None:
+    """A pod that hangs is worse than one that says what is wrong and is started again."""
+    (tmp_path / "web").mkdir()
+    with HttpStandIn(tmp_path / "web") as gone:
+        uri = ArtifactUri.parse(f"{gone.uri}/iris/1")
+    started = time.monotonic()
+
+    with pytest.raises(PullError, match=r"gave up after 1 s and \d+ tries: .*Check that the store"):
+        Pull(uri, Deadline(1)).into(Cache(tmp_path / "cache", None))
+
+    assert time.monotonic() - started < 3
+
+
+def test_too_little_disk_is_said_before_the_download(
+    proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+
+    with pytest.raises(StartupError, match=r"MODEL_CACHE_DIR: .* expected \d+ bytes free, got 1"):
+        pulled(proxy, tmp_path)
+
+    assert [exchange for exchange in proxy.exchanges if MODEL in exchange.path] == []
+
+
+def test_a_corrupted_entry_of_the_cache_is_fetched_again(proxy: FaultProxy, tmp_path: Path) -> None:
+    model = pulled(proxy, tmp_path) / MODEL
+    content = bytearray(model.read_bytes())
+    content[7] ^= 1
+    model.resolve().write_bytes(content)
+
+    again = pulled(proxy, tmp_path)
+
+    assert sha256_of(again / MODEL) == read_contract(again).model.sha256
+
+
+def test_two_pulls_into_one_cache_do_not_meet(proxy: FaultProxy, tmp_path: Path) -> None:
+    """The second waits for the first, and finds the model."""
+    stall = Stall(1_500_000)
+    proxy.inject(stall, path=MODEL)
+    found: list[Path] = []
+    pulls = [
+        threading.Thread(target=lambda: found.append(pulled(proxy, tmp_path, silence=30)))
+        for _ in range(2)
+    ]
+    for one in pulls:
+        one.start()
+    proxy.wait_until(lambda: len([e for e in proxy.exchanges if "contract" in e.path]) == 2)
+    stall.released.set()
+    for one in pulls:
+        one.join(30)
+
+    assert len(found) == 2
+    assert len([exchange for exchange in proxy.exchanges if exchange.path.endswith(MODEL)]) < 3
+    assert sha256_of(found[0] / MODEL) == read_contract(found[0]).model.sha256
+
+
+def test_a_pull_does_not_wait_for_who_serves_the_model(proxy: FaultProxy, tmp_path: Path) -> None:
+    """In a rolling update the old pod serves what the new one starts with."""
+    held = hold(pulled(proxy, tmp_path))
+    try:
+        assert pulled(proxy, tmp_path, seconds=2)
+    finally:
+        os.close(held)
+
+
+def test_a_download_that_drips_ends_in_time(proxy: FaultProxy, tmp_path: Path) -> None:
+    """A byte now and then is no silence, and still no way to start."""
+    proxy.inject(Drip(chunk_bytes=65_536, every_seconds=0.1), path=MODEL)
+
+    with pytest.raises(PullError, match=r"gave up after 1 s with \d+ of \d+ bytes"):
+        pulled(proxy, tmp_path, seconds=1)
+
+
+def test_a_bounded_cache_forgets_what_was_longest_unused(proxy: FaultProxy, tmp_path: Path) -> None:
+    size = len(_PADDING)
+    old, newer = (Cache(tmp_path, None), Cache(tmp_path, size + 2000))
+    for number, sha256 in enumerate(("0" * 64, "1" * 64)):
+        with old.alone_with(sha256, 1) as entry:
+            entry.path.write_bytes(b"x" * 1000)
+            os.utime(entry.directory, (number, number))
+
+    Pull(ArtifactUri.parse(f"{proxy.url}/models/iris/1"), Deadline(20)).into(newer)
+
+    assert not (tmp_path / ("0" * 64)).exists()
+    assert (tmp_path / ("1" * 64)).exists()
+
+
+def test_a_bounded_cache_never_forgets_what_is_served(proxy: FaultProxy, tmp_path: Path) -> None:
+    served = pulled(proxy, tmp_path)
+    held = hold(served)
+    try:
+        with (
+            Cache(tmp_path, 4_000_000).alone_with("2" * 64, 1) as entry,
+            pytest.raises(StartupError, match="MODEL_CACHE_MAX_BYTES: expected at least"),
+        ):
+            Cache(tmp_path, 4_000_000).make_room(entry, 2_000_000)
+    finally:
+        os.close(held)
+
+    assert (served / MODEL).is_file()
+
+
+def test_term_during_a_pull_ends_at_once_and_leaves_no_child(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """obstore does not let Python's handlers run; a pod must end all the same."""
+    proxy.inject(Stall(1_500_000), path=MODEL)
+    settings = {"MODEL_CACHE_DIR": str(tmp_path / "cache")}
+    server = start("model_load", f"{proxy.url}/models/iris/1", **settings)
+    proxy.wait_until(lambda: any(MODEL in exchange.path for exchange in proxy.exchanges))
+    task = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    (child,) = task.read_text().split()
+    started = time.monotonic()
+
+    server.process.send_signal(signal.SIGTERM)
+    server.wait()
+
+    assert time.monotonic() - started < 2
+    stat = Path(f"/proc/{child}/stat")
+    assert not stat.exists() or " Z " in stat.read_text()
+
+
+def test_a_store_without_the_version_stops_the_start_with_text(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    settings = {"MODEL_CACHE_DIR": str(tmp_path / "cache")}
+
+    with start("model_load", f"{proxy.url}/models/iris/2", **settings) as server:
+        assert server.wait() == 1
+
+    log = "".join(server.logged)
+    assert f"{proxy.url}/models/iris/2/contract.json: not found" in log
+    assert "Traceback" not in log
+
+
+def pull_command(**environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m model_load pull --to TO`."""
+    to = environment.pop("TO")
+    return subprocess.run(
+        [sys.executable, "-m", "model_load", "pull", "--to", to],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_pull_alone_leaves_what_a_server_without_credentials_serves(
+    stand_in: FileStandIn, tmp_path: Path
+) -> None:
+    """An init container has the credentials; the server gets a directory."""
+    done = pull_command(
+        MODEL_URI=f"{stand_in.uri}/iris@stable", TO=str(tmp_path / "model"), **stand_in.environment
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["contract.json", MODEL]
+    with start("model_load", "", MODEL_DIR=str(tmp_path / "model")) as server:
+        server.wait_until_ready()
+        assert httpx.get(f"{server.url}/metadata").json()["version"] == "1"
+
+
+def test_a_pull_that_fails_leaves_nothing(proxy: FaultProxy, tmp_path: Path) -> None:
+    proxy.inject(WrongBytes(), WrongBytes(), path=MODEL)
+
+    done = pull_command(MODEL_URI=f"{proxy.url}/models/iris/1", TO=str(tmp_path / "model"))
+
+    assert done.returncode == 1
+    assert "twice" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_two_sources_are_one_too_many(store: Path) -> None:
+    """Which of the two is served must not be guessed."""
+    path = store / "iris" / "1"
+
+    with start("model_load", path, MODEL_DIR=str(path)) as server:
+        assert server.wait() == 1
+
+    said = "MODEL_URI or MODEL_DIR: expected one of them to be set, both are"
+    assert said in "".join(server.logged)
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://host/iris/1", "s3:///iris/1", "https://host/a/../iris/1", "s3://bucket/iris/a b"]
+)
+def test_a_uri_that_is_none_is_named(uri: str, tmp_path: Path) -> None:
+    with start("model_load", uri, MODEL_CACHE_DIR=str(tmp_path), MODEL_PULL_SECONDS="1") as server:
+        assert server.wait() == 1
+
+    log = "".join(server.logged)
+    assert uri.rpartition("/")[2] in log
+    assert "Traceback" not in log
