@@ -20,9 +20,12 @@ def is_bucket(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
-def open_bucket(uri: str, *, read_seconds: float = READ_SECONDS) -> ObjectStore:
+def open_bucket(
+    uri: str, *, read_seconds: float = READ_SECONDS, max_retries: int = 0
+) -> ObjectStore:
     """Open the bucket, and the folder in it, that a URI names; asks nothing of it yet.
 
+    max_retries: of one request. Who pulls retries by itself: it knows where to go on.
     Raises StartupError that names the URI when no store can be meant by it.
     """
     scheme = uri.partition("://")[0]
@@ -40,8 +43,7 @@ def open_bucket(uri: str, *, read_seconds: float = READ_SECONDS) -> ObjectStore:
                 # By default it ends a whole object after 30 s.
                 "timeout": "365days",
             },
-            # Retries are decided by who pulls: that is who knows where to go on.
-            retry_config={"max_retries": 0},
+            retry_config={"max_retries": max_retries},
         )
     except (BaseError, ValueError) as error:
         raise StartupError(f"{uri}: {first_line(error)}") from None

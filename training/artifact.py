@@ -25,10 +25,12 @@ from serving.contract import (
     Version,
     problems,
 )
-from serving.verify import sha256_of
+from training.bucket import Bucket
 from training.errors import TrainingError
 from training.steps import Steps
-from training.store import publish, refuse_existing, set_alias, store_directory
+from training.store import Directory, store_directory
+
+_WRITABLE = ("s3://", "gs://", "az://")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Identity:
 
     name: str
     version: str
-    store: Path
+    store: Directory | Bucket
     alias: str | None
 
     @classmethod
@@ -52,9 +54,15 @@ class Identity:
         wrong = [problem for variable in wanted if (problem := _problem(*variable))]
         if wrong:
             raise TrainingError("; ".join(wrong))
-        directory = store_directory(store)
-        refuse_existing(directory, name, version)
-        return cls(name, version, directory, alias or None)
+        opened = _open(str(store))
+        opened.refuse_existing(name, version)
+        return cls(name, version, opened, alias or None)
+
+
+def _open(store: str) -> Directory | Bucket:
+    if store.startswith(_WRITABLE):
+        return Bucket(store.rstrip("/"))
+    return Directory(store_directory(store))
 
 
 def _problem(variable: str, value: str, rule: Any) -> str | None:
@@ -74,12 +82,22 @@ class Artifact:
     contract: Contract
     model: bytes
 
-    def publish(self, identity: Identity) -> Path:
-        """Make it a version of the store, set its alias, and return its directory."""
-        path = publish(identity.store, self.contract, self.model)
+    def publish(self, identity: Identity) -> str:
+        """Make it a version of the store, set its alias, and return its path or URI."""
+        location = identity.store.publish(self.contract, self.model)
         if identity.alias:
-            set_alias(identity.store, identity.name, identity.alias, identity.version)
-        return path
+            identity.store.set_alias(identity.name, identity.alias, identity.version)
+        return location
+
+    def show(self, location: str, identity: Identity, steps: Steps, facts: dict[str, str]) -> None:
+        """Show where it is and what its files hash to, after what is known of it."""
+        alias = {"alias": f"{identity.alias} -> {identity.version}"} if identity.alias else {}
+        contract = hashlib.sha256(self.contract.to_json().encode()).hexdigest()
+        hashes = {
+            f"{MODEL_FILE} sha256": self.contract.model.sha256,
+            f"{CONTRACT_FILE} sha256": contract,
+        }
+        steps.show({**facts, "artifact": location, **alias, **hashes})
 
 
 def contract_of(  # noqa: PLR0913 - one for each part of a contract
@@ -124,10 +142,3 @@ def _model_file(model: bytes) -> ModelFile:
             for opset in described.opset_import
         },
     )
-
-
-def show(path: Path, identity: Identity, steps: Steps, facts: dict[str, str]) -> None:
-    """Show where an artifact is and what its files hash to, after what is known of it."""
-    alias = {"alias": f"{identity.alias} -> {identity.version}"} if identity.alias else {}
-    hashes = {f"{file} sha256": sha256_of(path / file) for file in (MODEL_FILE, CONTRACT_FILE)}
-    steps.show({**facts, "artifact": str(path), **alias, **hashes})

@@ -15,7 +15,7 @@ from rich.console import Console
 from serving.contract import ContractMismatch, GoldenRows, Origin, Tensor, nested_lists
 from serving.verify import session_of, tensors_of
 from training import origin
-from training.artifact import Artifact, Identity, contract_of, show
+from training.artifact import Artifact, Identity, contract_of
 from training.errors import TrainingError
 from training.export import ATOL, RTOL
 from training.sample import Run, generated, given, refuse_random
@@ -37,8 +37,8 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
     alias: str | None = None,
     owner: str | None = None,
     console: Console | None = None,
-) -> Path:
-    """Publish an ONNX file with its contract; return the artifact's directory.
+) -> str:
+    """Publish an ONNX file with its contract; return the artifact's path or URI.
 
     sample: an .npz file of golden inputs; without it they are generated. labels: the
     names, separated by commas, of the last dimension of one output. Raises TrainingError,
@@ -78,10 +78,11 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
         ),
     )  # fmt: skip
     with steps.step("Publish") as step:
-        published = Artifact(contract, model).publish(identity)
-        step.found = str(published)
-    show(published, identity, steps, {})
-    return published
+        artifact = Artifact(contract, model)
+        location = artifact.publish(identity)
+        step.found = location
+    artifact.show(location, identity, steps, {})
+    return location
 
 
 def read_model(path: Path) -> bytes:

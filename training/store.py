@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -25,8 +26,7 @@ _STAGING = ".staging-"
 def store_directory(store: str | Path) -> Path:
     """Return the directory that STORE names: a path or a file:// URI.
 
-    Raises TrainingError for the other schemes, which the servers can read but training
-    cannot write.
+    Raises TrainingError for what is neither.
     """
     text = str(store)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
@@ -34,8 +34,7 @@ def store_directory(store: str | Path) -> Path:
     uri = urlsplit(text)
     if uri.scheme != "file" or uri.netloc not in ("", "localhost") or not uri.path:
         raise TrainingError(
-            f'STORE: expected a directory or file:///directory, got "{text}". '
-            "Publish to a directory and copy the version into the bucket."
+            f'STORE: expected a directory, file:///directory, s3://, gs:// or az://, got "{text}"'
         )
     return Path(unquote(uri.path))
 
@@ -61,9 +60,9 @@ def publish(store: Path, contract: Contract, model: bytes) -> Path:
         refuse_existing(store, contract.name, contract.version)
         staged = staging / contract.name / contract.version
         staged.mkdir(parents=True)
-        _write(staged / MODEL_FILE, model)
-        _write(staged / CONTRACT_FILE, contract.to_json().encode())
-        _refuse_differences(staged, destination)
+        write(staged / MODEL_FILE, model)
+        write(staged / CONTRACT_FILE, contract.to_json().encode())
+        refuse_differences(staged, str(destination))
         _move(staged, destination)
     return destination
 
@@ -80,9 +79,28 @@ def set_alias(store: Path, name: str, alias: str, version: str) -> Path:
     with _staging(store) as staging:
         staged = staging / ALIASES / alias
         staged.parent.mkdir()
-        _write(staged, f"{version}\n".encode())
+        write(staged, f"{version}\n".encode())
         _move(staged, destination)
     return destination
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A store in a directory; what Bucket is for the others."""
+
+    path: Path
+
+    def refuse_existing(self, name: str, version: str) -> None:
+        """Raise TrainingError when the store has this version, whatever it holds."""
+        refuse_existing(self.path, name, version)
+
+    def publish(self, contract: Contract, model: bytes) -> str:
+        """Make an artifact a version, and return its path."""
+        return str(publish(self.path, contract, model))
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point an alias at a version that the store has."""
+        set_alias(self.path, name, alias, version)
 
 
 @contextmanager
@@ -142,7 +160,7 @@ def _make_directories(path: Path) -> list[Path]:
     return missing
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a file that outlives a power cut, 0644 whatever the umask."""
     with path.open("xb") as file:
         file.write(content)
@@ -180,7 +198,8 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _refuse_differences(staged: Path, destination: Path) -> None:
+def refuse_differences(staged: Path, destination: str) -> None:
+    """Raise TrainingError with every reason that a server would refuse an artifact for."""
     try:
         found = differences(read_contract(staged), staged)
     except ContractMismatch as mismatch:

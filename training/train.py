@@ -22,7 +22,7 @@ from serving.contract import Dataset as Trained
 from serving.verify import session_of, tensors_of
 from training import dataset as datasets
 from training import origin, pipeline
-from training.artifact import Artifact, Identity, contract_of, show
+from training.artifact import Artifact, Identity, contract_of
 from training.dataset import Dataset
 from training.errors import TrainingError
 from training.export import ATOL, INPUT, RTOL, Float32Array, check_agreement, to_onnx
@@ -46,8 +46,8 @@ def train(  # noqa: PLR0913 - the variables of `make train`
     purpose: str | None = None,
     owner: str | None = None,
     console: Console | None = None,
-) -> Path:
-    """Train, evaluate, export and publish a model; return the artifact's directory.
+) -> str:
+    """Train, evaluate, export and publish a model; return the artifact's path or URI.
 
     dataset: iris, digits or diabetes; or else data: a CSV file, with its target column
     and a name. Shows its steps on the console, if there is one. Raises TrainingError, and
@@ -70,10 +70,10 @@ def train(  # noqa: PLR0913 - the variables of `make train`
         loaded, identity, steps, command=again, purpose=purpose, owner=origin.owner(owner)
     )
     with steps.step("Publish") as step:
-        path = artifact.publish(identity)
-        step.found = str(path)
-    show(path, identity, steps, _results(artifact.contract))
-    return path
+        location = artifact.publish(identity)
+        step.found = location
+    artifact.show(location, identity, steps, _results(artifact.contract))
+    return location
 
 
 def _refuse_contradictions(

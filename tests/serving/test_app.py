@@ -105,12 +105,14 @@ def gather(tmp_path: Path) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "gather.onnx")
-    return make_contract(
-        onnx_file=tmp_path / "gather.onnx",
-        name="gather",
-        version="1",
-        store=tmp_path / "store",
-        purpose="fail at run time",
+    return Path(
+        make_contract(
+            onnx_file=tmp_path / "gather.onnx",
+            name="gather",
+            version="1",
+            store=tmp_path / "store",
+            purpose="fail at run time",
+        )
     )
 
 

@@ -63,10 +63,12 @@ def needs(tmp_path: Path, columns: int) -> Path:
 
 def describe(onnx_file: Path, store: Path, **options: Any) -> Contract:
     """Make the contract of a file, check it as a server does, and return it."""
-    path = make_contract(
-        onnx_file=onnx_file,
-        store=store,
-        **{"name": "own", "version": "1", "purpose": "a test", **options},
+    path = Path(
+        make_contract(
+            onnx_file=onnx_file,
+            store=store,
+            **{"name": "own", "version": "1", "purpose": "a test", **options},
+        )
     )
     contract = read_contract(path)
     assert differences(contract, path) == []
