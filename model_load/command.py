@@ -12,9 +12,8 @@ from pathlib import Path
 from model_load.cache import Cache
 from model_load.pull import Deadline, Pull
 from model_load.source import ModelLoadSettings, local_artifact
-from model_load.uri import ArtifactUri
+from model_load.uri import ArtifactUri, is_bucket
 from serving import logs
-from serving.bucket import is_bucket
 from serving.contract import CONTRACT_FILE, MODEL_FILE, ContractMismatch
 from serving.errors import StartupError
 from serving.verify import verify_files

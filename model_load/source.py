@@ -15,8 +15,7 @@ from typing import Any, ClassVar, NoReturn, Self
 from pydantic import Field, model_validator
 
 from model_load.cache import Cache, hold
-from model_load.uri import ArtifactUri, local_path
-from serving.bucket import is_bucket
+from model_load.uri import ArtifactUri, is_bucket, local_path
 from serving.contract import ContractMismatch, read_contract
 from serving.errors import StartupError
 from serving.settings import Mode, Settings

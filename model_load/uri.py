@@ -66,6 +66,11 @@ class ArtifactUri:
         return _checked(Version, text, self.uri)
 
 
+def is_bucket(uri: str) -> bool:
+    """Tell whether a URI names a bucket; everything else is a path of this machine."""
+    return "://" in uri and not uri.startswith("file://")
+
+
 def local_path(uri: str) -> Path:
     """Return the path that a path or a `file://` URI names; raises StartupError for others."""
     if "://" not in uri:

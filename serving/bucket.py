@@ -15,11 +15,6 @@ CONNECT_SECONDS = 10
 READ_SECONDS = 30
 
 
-def is_bucket(uri: str) -> bool:
-    """Tell whether a URI names a bucket; everything else is a path of this machine."""
-    return "://" in uri and not uri.startswith("file://")
-
-
 def open_bucket(
     uri: str, *, read_seconds: float = READ_SECONDS, max_retries: int = 0
 ) -> ObjectStore:
