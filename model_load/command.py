@@ -53,7 +53,11 @@ def _pull(settings: ModelLoadSettings, directory: Path) -> None:
         staging.mkdir(parents=True, exist_ok=True)
         for name in (MODEL_FILE, CONTRACT_FILE):
             beside = staging / name
-            shutil.copyfile(pulled / name, beside)
+            if is_bucket(uri):
+                # Out of the cache that ends with this process: a large model is there once.
+                (pulled / name).resolve().replace(beside)
+            else:
+                shutil.copyfile(pulled / name, beside)
             beside.chmod(0o644)
             beside.replace(directory / name)
     except OSError as error:
