@@ -80,17 +80,12 @@ class Entry:
             (directory / MODEL_FILE).symlink_to(f"../{MODEL_FILE}")
         return directory
 
-    def keep_if_right(self, model: ModelFile) -> str | None:
-        """Make a download the model and return None, or else remove it and return its sha256."""
-        came = sha256_of(self.partial)
-        if came != model.sha256:
-            self.partial.unlink()
-            return came
+    def keep(self) -> None:
+        """Make a download, whose sha256 is right, the model."""
         with self.partial.open("rb") as file:
             os.fsync(file.fileno())
         self.partial.replace(self.path)
         os.utime(self.directory)
-        return None
 
 
 class Cache:

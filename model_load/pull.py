@@ -5,6 +5,7 @@ is downloaded into the cache beside its final place and renamed there once its s
 right, so what can be seen is whole.
 """
 
+import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -118,22 +119,24 @@ class Pull:
         """Download a model; once more when its sha256 is wrong: a proxy may hold an old copy."""
         path = f"{contract.name}/{contract.version}/{MODEL_FILE}"
         for attempt in (1, 2):
-            self._download(path, contract.model, entry.partial)
-            came = entry.keep_if_right(contract.model)
-            if came is None:
+            came = self._download(path, contract.model, entry.partial)
+            if came == contract.model.sha256:
+                entry.keep()
                 return
+            entry.partial.unlink()
             logs.error("model_corrupt", attempt=attempt, expected=contract.model.sha256, got=came)
         raise PullError(
             f"{self._uri.store}/{path}: sha256 expected {contract.model.sha256}, got {came}, "
             "twice. Publish the model again, as another version."
         )
 
-    def _download(self, path: str, model: ModelFile, partial: Path) -> None:
-        """Stream an object to a file, going on where a broken body stopped."""
+    def _download(self, path: str, model: ModelFile, partial: Path) -> str:
+        """Stream an object to a file, going on where a body broke; return the file's sha256."""
         with partial.open("wb") as file:
             download = _Download(self._store, path, file, model.size_bytes, self._deadline)
             self._retried(path, download.go_on)
         logs.info("model_pulled", bytes=download.received, seconds=round(download.seconds(), 3))
+        return download.sha256.hexdigest()
 
     def _read(self, path: str) -> bytes:
         def read() -> bytes:
@@ -189,6 +192,7 @@ class _Download:
         self._e_tag: str | None = None
         self._started = self._shown = time.monotonic()
         self.received = 0
+        self.sha256 = hashlib.sha256()
 
     def seconds(self) -> float:
         """Return how long it has taken so far."""
@@ -198,6 +202,7 @@ class _Download:
         """Append what is missing. Raises what obstore raises; then what came is kept."""
         for piece in self._pieces():
             self._file.write(piece)
+            self.sha256.update(piece)
             self.received += len(piece)
             if self._file.tell() > self._size_bytes:
                 raise PullError(
@@ -220,6 +225,7 @@ class _Download:
         if found is None:
             self._file.seek(0)
             self._file.truncate()
+            self.sha256 = hashlib.sha256()
             found = obstore.get(self._store, self._path)
             self._e_tag = found.meta["e_tag"]
         yield from map(bytes, found.stream(min_chunk_size=_CHUNK_BYTES))
