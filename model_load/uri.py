@@ -10,10 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
-from serving.contract import Alias, Contract, Name, Version
+from serving.contract import ALIASES, Alias, Contract, Name, Version
 from serving.errors import StartupError
-
-_ALIASES = "aliases"
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class ArtifactUri:
     @property
     def alias_path(self) -> str:
         """Where the store keeps the version that the alias names."""
-        return f"{self.name}/{_ALIASES}/{self.alias}"
+        return f"{self.name}/{ALIASES}/{self.alias}"
 
     def refuse_another(self, contract: Contract) -> None:
         """Raise StartupError when a contract is of another artifact than the URI says.

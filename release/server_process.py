@@ -67,7 +67,7 @@ class ServerProcess:
         try:
             # The socket is open before the model is: the answer comes when it is ready.
             httpx.get(f"{self.url}/v2/health/ready", timeout=_START_SECONDS).raise_for_status()
-        except (httpx.HTTPError, httpx.UnsupportedProtocol) as error:
+        except httpx.HTTPError as error:
             self.stop()
             raise ServerDidNotStart("".join(self.logged) or str(error)) from error
         return self

@@ -26,6 +26,8 @@ from pydantic import (
 FORMAT = 1
 MODEL_FILE = "model.onnx"
 CONTRACT_FILE = "contract.json"
+# The folder beside the versions of a model.
+ALIASES = "aliases"
 
 Array = NDArray[Any]
 Dtype = Literal[
@@ -38,7 +40,7 @@ _Identifier = StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za
 
 
 def _not_the_folder_of_aliases(version: str) -> str:
-    if version == "aliases":
+    if version == ALIASES:
         raise ValueError('"aliases" is the folder beside the versions; it cannot be one')
     return version
 

@@ -36,7 +36,7 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Their progress is said by our own events; their warnings are wanted.
-    for name in ("gunicorn.error", "uvicorn.error", "asyncio"):
+    for name in ("gunicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 

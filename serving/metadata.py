@@ -35,8 +35,13 @@ def metadata(contract: Contract) -> dict[str, Any]:
 def labels(contract: Contract) -> dict[str, str]:
     """Return label by index, as the book writes it. Raises RequestError 404 without labels."""
     if not contract.prediction.labels:
-        raise RequestError(404, f'the model "{contract.name}" has no labels')
+        raise no_labels(contract)
     return {str(index): label for index, label in enumerate(contract.prediction.labels)}
+
+
+def no_labels(contract: Contract) -> RequestError:
+    """Return the error for a model without labels, on every path that answers labels."""
+    return RequestError(404, f'the model "{contract.name}" has no labels')
 
 
 def _structure(tensor: Tensor) -> str:

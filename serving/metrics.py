@@ -1,7 +1,7 @@
 """What Prometheus is told, and what it costs: children are looked up once, never per request.
 
 Made by app.py. With several workers each writes to files of its own and any of them
-answers for all (prometheus_client's multiprocess mode, switched on by server.py).
+answers for all (prometheus_client's multiprocess mode, switched on by process.py).
 """
 
 import os

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -74,15 +75,18 @@ class Model:
         RequestError 400 when the model cannot run with their values, which no contract
         can foresee: an index that is out of a table, sizes that do not go together.
         """
-        names = [output.name for output in self.contract.outputs]
         try:
-            outputs: list[Array] = self.session.run(names, inputs)
+            outputs: list[Array] = self.session.run(self._output_names, inputs)
         except _RUN_ERRORS as error:
             if _OUT_OF_MEMORY in str(error):
                 raise
             # The golden rows ran in this process, so it is these values.
             raise RequestError(400, "the model cannot run with these values") from error
         return outputs
+
+    @cached_property
+    def _output_names(self) -> list[str]:
+        return [output.name for output in self.contract.outputs]
 
 
 def _seconds_per_row(contract: Contract, session: onnxruntime.InferenceSession) -> float:

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serving import logs
 from serving.contract import Array
 from serving.errors import RequestError
+from serving.metadata import no_labels
 from serving.metrics import EndpointMetrics
 from serving.model import Model
 from serving.rows import Rows, why_no_rows
@@ -77,7 +78,7 @@ class PredictEndpoint:
         self, scope: Scope, receive: Receive
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         if scope["method"] != "POST":
-            raise method_not_allowed(scope, "POST")
+            raise method_not_allowed(scope["path"], scope["method"], "POST")
         model = self._runner.model
         rows = rows_of(model, needs_labels=self._needs_labels)
         body = await read_body(scope, receive, self._max_body_bytes)
@@ -91,7 +92,7 @@ def rows_of(model: Model, *, needs_labels: bool) -> Rows:
         raise RequestError(404, str(why_no_rows(model.contract)))
     prediction = model.contract.prediction
     if needs_labels and not (prediction.labels and len(prediction.shape) > 1):
-        raise RequestError(404, f'the model "{model.contract.name}" has no labels')
+        raise no_labels(model.contract)
     return model.rows
 
 
@@ -124,10 +125,9 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": message}, ensure_ascii=False).encode(errors="replace")
 
 
-def method_not_allowed(scope: Scope, allowed: str) -> RequestError:
+def method_not_allowed(path: str, method: str, allowed: str) -> RequestError:
     """Return the error for a method that a path does not have."""
-    message = f"{scope['path']}: expected {allowed}, got {scope['method']}"
-    return RequestError(405, message, {"allow": allowed})
+    return RequestError(405, f"{path}: expected {allowed}, got {method}", {"allow": allowed})
 
 
 def _log_failure(path: str, error: Exception) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -19,7 +19,7 @@ from serving.errors import RequestError
 from serving.inventory import Inventory
 from serving.metadata import labels, metadata
 from serving.metrics import Metrics
-from serving.predict import Encode, rows_of
+from serving.predict import Encode, error_body, method_not_allowed, rows_of
 from serving.rows import Rows
 from serving.runner import Runner
 
@@ -126,25 +126,25 @@ def docs_assets() -> Path:
 def answer_errors_in_one_form(app: FastAPI) -> None:
     """Answer whatever an app refuses or fails at with `{"error": …}`."""
 
-    def answer(status: int, message: str, headers: Any = None) -> JSONResponse:
-        return JSONResponse({"error": message}, status_code=status, headers=headers)
+    def answer(status: int, message: str, headers: Any = None) -> Response:
+        return Response(error_body(message), status, headers, media_type="application/json")
 
-    async def refused(_: Request, error: Any) -> JSONResponse:
+    async def refused(_: Request, error: Any) -> Response:
         return answer(error.status, error.message, error.headers)
 
-    async def not_routed(request: Request, error: Any) -> JSONResponse:
+    async def not_routed(request: Request, error: Any) -> Response:
         message, path = str(error.detail), request.url.path
         if error.status_code == 404:
             message = f"{path}: no such path"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "another method")
-            message = f"{path}: expected {allowed}, got {request.method}"
+            message = method_not_allowed(path, request.method, allowed).message
         return answer(error.status_code, message, error.headers)
 
-    async def failed(_: Request, __: Exception) -> JSONResponse:
+    async def failed(_: Request, __: Exception) -> Response:
         return answer(500, "internal error")
 
-    handlers: dict[Any, Callable[[Request, Any], Awaitable[JSONResponse]]] = {
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         RequestError: refused,
         HTTPException: not_routed,
         Exception: failed,

@@ -38,6 +38,8 @@ _FAILURE_BYTES = 1 << 16
 _KEEP_ALIVE_SECONDS = 75
 _HEARTBEAT_SECONDS = 1
 _BACKLOG = 2048
+# During a fork.
+_HELD_BACK = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 _POLL_SECONDS = 0.02
 _LARGEST_HEAD_BYTES = 1 << 16
 # Clients that reuse connections get that long to send, and be told to connect elsewhere.
@@ -137,15 +139,14 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
 
     def spawn_worker(self) -> Any:
         """Fork with TERM held back: one that came before the child could heed it would be lost."""
-        held = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
         try:
             return super().spawn_worker()
         except SystemExit as ended:
             # The child's end: what the master does at its own end is not for the child.
             os._exit(ended.code if isinstance(ended.code, int) else 1)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
         """Stop, after a failed start with what the worker said last on stderr."""
@@ -197,7 +198,7 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
     def init_signals(self) -> None:
         """Take the signals over, then let in what was held back during the fork."""
         super().init_signals()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
 
     async def _serve(self) -> None:
         app: App = self.wsgi

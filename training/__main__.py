@@ -18,6 +18,13 @@ from training.errors import TrainingError
 from training.own import make_contract
 from training.train import train
 
+Name = Annotated[str | None, typer.Option(help="the model's name")]
+Version = Annotated[str, typer.Option(help="a version the store does not have")]
+Store = Annotated[str, typer.Option(help="a directory, file://, s3://, gs:// or az://")]
+Alias = Annotated[str | None, typer.Option(help="an alias to set, such as stable")]
+Purpose = Annotated[str | None, typer.Option(help="what the model is for")]
+Owner = Annotated[str | None, typer.Option(help="who answers for the model")]
+
 app = typer.Typer(
     help="Train a model, or describe one, and publish it in a model store.",
     add_completion=False,
@@ -31,12 +38,12 @@ def train_command(  # noqa: PLR0913, PLR0917 - the variables of `make train`
     data: Annotated[str | None, typer.Option(help="a CSV file instead")] = None,
     target: Annotated[str | None, typer.Option(help="the CSV's column to predict")] = None,
     task: Annotated[str | None, typer.Option(help="classification or regression")] = None,
-    name: Annotated[str | None, typer.Option(help="the model's name")] = None,
-    version: Annotated[str, typer.Option(help="a version the store does not have")] = "1",
-    store: Annotated[str, typer.Option(help="a directory or file:// URI")] = "models",
-    alias: Annotated[str | None, typer.Option(help="an alias to set, such as stable")] = None,
-    purpose: Annotated[str | None, typer.Option(help="what the model is for")] = None,
-    owner: Annotated[str | None, typer.Option(help="who answers for the model")] = None,
+    name: Name = None,
+    version: Version = "1",
+    store: Store = "models",
+    alias: Alias = None,
+    purpose: Purpose = None,
+    owner: Owner = None,
 ) -> None:
     """Train a model and publish it with its contract."""
     with _errors_as_text():
@@ -60,12 +67,12 @@ def contract_command(  # noqa: PLR0913, PLR0917 - the variables of `make contrac
     onnx: Annotated[str | None, typer.Option(help="the model file")] = None,
     sample: Annotated[str | None, typer.Option(help="rows.npz, input name -> array")] = None,
     labels: Annotated[str | None, typer.Option(help="a,b,c of the output's columns")] = None,
-    name: Annotated[str | None, typer.Option(help="the model's name")] = None,
-    version: Annotated[str, typer.Option(help="a version the store does not have")] = "1",
-    store: Annotated[str, typer.Option(help="a directory or file:// URI")] = "models",
-    alias: Annotated[str | None, typer.Option(help="an alias to set, such as stable")] = None,
-    purpose: Annotated[str | None, typer.Option(help="what the model is for")] = None,
-    owner: Annotated[str | None, typer.Option(help="who answers for the model")] = None,
+    name: Name = None,
+    version: Version = "1",
+    store: Store = "models",
+    alias: Alias = None,
+    purpose: Purpose = None,
+    owner: Owner = None,
 ) -> None:
     """Make the contract of any ONNX file and publish both."""
     with _errors_as_text():

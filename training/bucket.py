@@ -13,10 +13,10 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from serving.bucket import first_line, open_bucket
-from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract
+from serving.contract import ALIASES, CONTRACT_FILE, MODEL_FILE, Contract
 from serving.errors import StartupError
 from training.errors import TrainingError
-from training.store import ALIASES, refuse_differences, write
+from training.store import refuse_differences, write
 
 # For the caches between a bucket and its readers: a version is for ever, an alias is not.
 _FOR_EVER = "public, max-age=31536000, immutable"

@@ -15,11 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract, ContractMismatch, read_contract
+from serving.contract import (
+    ALIASES,
+    CONTRACT_FILE,
+    MODEL_FILE,
+    Contract,
+    ContractMismatch,
+    read_contract,
+)
 from serving.verify import differences
 from training.errors import TrainingError
 
-ALIASES = "aliases"
 _STAGING = ".staging-"
 
 
