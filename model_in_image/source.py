@@ -3,13 +3,13 @@
 Used by __main__.py; from the directory on, both modes are the same server.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
 from serving.settings import Mode, Settings
+from serving.source import Source
 
 
 class ModelInImageSettings(Settings):
@@ -20,6 +20,6 @@ class ModelInImageSettings(Settings):
     model_dir: Path = Field(description="directory that holds model.onnx and contract.json")
 
 
-def find(settings: ModelInImageSettings) -> Callable[[], Path]:
-    """Return what returns the artifact's directory; it is there, and there is never another."""
-    return lambda: settings.model_dir
+def find(settings: ModelInImageSettings) -> Source:
+    """Return the artifact's directory as a source; it is there, and there is never another."""
+    return Source(lambda: settings.model_dir)

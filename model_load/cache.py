@@ -8,6 +8,7 @@ takes alone; a second lock keeps two pulls apart.
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from serving.errors import StartupError
 from serving.verify import sha256_of
 
 _LOCK_POLL_SECONDS = 0.1
+_IS_SHA256 = re.compile("[0-9a-f]{64}").fullmatch
 
 
 @dataclass(frozen=True)
@@ -121,28 +123,31 @@ class Cache:
         Raises StartupError when it fits neither the limit nor the disk: said before the
         download, not by a full disk in the middle of it.
         """
-        free = shutil.disk_usage(self._directory).free
-        if size_bytes > free:
-            raise StartupError(
-                f"MODEL_CACHE_DIR: {self._directory}: expected {size_bytes} bytes free, got {free}"
-            )
-        if self._max_bytes is None:
-            return
         others = [other for other in self._entries() if other.directory != entry.directory]
         used = sum(other.size_bytes() for other in others)
-        for other in others:
-            if used + size_bytes <= self._max_bytes:
-                return
-            used -= other.remove_if_unused()
-        if used + size_bytes > self._max_bytes:
-            raise StartupError(
+        while (lacking := self._lacking(used, size_bytes)) and others:
+            used -= others.pop(0).remove_if_unused()
+        if lacking:
+            raise StartupError(lacking)
+
+    def _lacking(self, used: int, size_bytes: int) -> str | None:
+        """Return what keeps a model from fitting beside the bytes that others use, if anything."""
+        if self._max_bytes is not None and used + size_bytes > self._max_bytes:
+            return (
                 f"MODEL_CACHE_MAX_BYTES: expected at least {used + size_bytes}, {used} of it "
                 f"being served, got {self._max_bytes}"
             )
+        free = shutil.disk_usage(self._directory).free
+        if size_bytes > free:
+            return (
+                f"MODEL_CACHE_DIR: {self._directory}: expected {size_bytes} bytes free, got {free}"
+            )
+        return None
 
     def _entries(self) -> list[Entry]:
         """Return the entries, longest unused first."""
-        directories = [path for path in self._directory.iterdir() if path.is_dir()]
+        # Whatever else is in that directory is not ours to remove.
+        directories = [path for path in self._directory.iterdir() if _IS_SHA256(path.name)]
         return [Entry(path) for path in sorted(directories, key=lambda path: path.stat().st_mtime)]
 
 

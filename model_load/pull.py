@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Self, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -56,7 +56,7 @@ class Deadline:
 
     total_seconds: float
     read_seconds: float = READ_SECONDS
-    _started: float = field(default_factory=time.monotonic)
+    _started: float = field(default_factory=time.monotonic, init=False)
 
     def left(self) -> float:
         """Return the seconds that are left, 0 when there are none."""
@@ -73,13 +73,18 @@ class Deadline:
 
 
 class Pull:
-    """One pull of one artifact."""
+    """One pull of one artifact.
 
-    def __init__(self, uri: ArtifactUri, deadline: Deadline) -> None:
+    store: where it is, if that is open already.
+    """
+
+    def __init__(
+        self, uri: ArtifactUri, deadline: Deadline, store: ObjectStore | None = None
+    ) -> None:
         self._uri = uri
         self._deadline = deadline
         try:
-            self._store = open_bucket(uri.store, read_seconds=deadline.read_seconds)
+            self._store = store or open_bucket(uri.store, read_seconds=deadline.read_seconds)
         except StartupError as error:
             raise PullError(f"MODEL_URI: {uri.uri}: {error}") from None
 
@@ -103,12 +108,17 @@ class Pull:
         replace(self._uri, version=version).refuse_another(contract)
         return contract, content
 
-    def into(self, cache: Cache) -> Path:
+    def within(self, seconds: float) -> Self:
+        """Return another pull of the same artifact, over the same connections."""
+        return type(self)(self._uri, replace(self._deadline, total_seconds=seconds), self._store)
+
+    def into(self, cache: Cache, version: str | None = None) -> Path:
         """Return the directory of the artifact in the cache, downloaded unless it is there.
 
+        version: of those that the URI's alias may name; by default what it names now.
         Raises PullError or StartupError, and ContractMismatch for what is no contract.
         """
-        contract, content = self.contract(self.version())
+        contract, content = self.contract(version or self.version())
         with cache.alone_with(contract.model.sha256, self._deadline.left()) as entry:
             if not entry.is_right(contract.model):
                 cache.make_room(entry, contract.model.size_bytes)
@@ -124,7 +134,7 @@ class Pull:
                 entry.keep()
                 return
             entry.partial.unlink()
-            logs.error("model_corrupt", attempt=attempt, expected=contract.model.sha256, got=came)
+            logs.info("model_corrupt", attempt=attempt, expected=contract.model.sha256, got=came)
         raise PullError(
             f"{self._uri.store}/{path}: sha256 expected {contract.model.sha256}, got {came}, "
             "twice. Publish the model again, as another version."

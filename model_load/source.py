@@ -4,23 +4,24 @@ Used by __main__.py; from the directory on, both modes are the same server.
 """
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from model_load.alias import local_artifact
 from model_load.cache import Cache, hold
-from model_load.uri import ArtifactUri, is_bucket, local_path
-from serving.contract import ContractMismatch, read_contract
+from model_load.uri import ArtifactUri, is_bucket
+from serving.child import Child
+from serving.contract import ContractMismatch
 from serving.errors import StartupError
 from serving.settings import Mode, Settings
-
-_PR_SET_PDEATHSIG = 1
+from serving.shared import Shared
+from serving.source import Current, Source
 
 
 class ModelLoadSettings(Settings):
@@ -47,6 +48,13 @@ class ModelLoadSettings(Settings):
         600, gt=0, description="time that a pull may take, its retries included"
     )
 
+    model_poll_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="how often to look where the alias in MODEL_URI points, and serve that; "
+        "without it, what it named at the start",
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if bool(self.model_uri) == bool(self.model_dir):
@@ -54,71 +62,59 @@ class ModelLoadSettings(Settings):
             raise ValueError(f"MODEL_URI or MODEL_DIR: expected one of them to be set, {which}")
         return self
 
+    @model_validator(mode="after")
+    def _an_alias_to_follow(self) -> Self:
+        if self.model_poll_seconds is None:
+            return self
+        if "@" not in str(self.model_uri).rstrip("/").rpartition("/")[2]:
+            raise ValueError(
+                "MODEL_POLL_SECONDS: expected MODEL_URI to name an alias, as in "
+                f"<store>/iris@stable, got {self.model_uri}"
+            )
+        if self.contract_sha256 is not None:
+            raise ValueError(
+                "MODEL_POLL_SECONDS: expected no CONTRACT_SHA256, which pins a version"
+            )
+        return self
 
-def find(settings: ModelLoadSettings) -> Callable[[], Path]:
-    """Begin to get the artifact; return what waits for it and returns its directory.
+
+def find(settings: ModelLoadSettings) -> Source:
+    """Begin to get the artifact; return what waits for it, and what follows its alias.
 
     A local one is opened in place. One in a bucket is pulled by a child while this process
-    goes on: obstore hangs in the workers forked later from a process that has used it.
-    Raises StartupError, at once or from the wait, that names the URI and what to check.
+    goes on. Raises StartupError, at once or from the wait, that names the URI and what to check.
     """
     if settings.model_dir is not None:
         directory = settings.model_dir
-        return lambda: directory
-    uri = str(settings.model_uri)
-    if not is_bucket(uri):
+        return Source(lambda: directory)
+    uri, holding = str(settings.model_uri), contextlib.ExitStack()
+    if is_bucket(uri):
+        wait = _begin_to_pull(ArtifactUri.parse(uri), settings, holding)
+    else:
         path = local_artifact(uri)
-        return lambda: path
-    return _pull_in_a_child(ArtifactUri.parse(uri), settings)
+        wait = partial(Path, path)
+    if settings.model_poll_seconds is None:
+        return Source(wait)
+    return Source(wait, partial(_follow, settings, holding), holding.close)
 
 
-def local_artifact(uri: str) -> Path:
-    """Return the directory that a path or a `file://` URI names, through its alias if it has one.
-
-    Raises StartupError that names the URI and what was expected of it.
-    """
-    path = local_path(uri)
-    if "@" in path.name:
-        path = _of_the_alias(uri, ArtifactUri.parse(str(path)))
-    with contextlib.suppress(ContractMismatch):  # said later, with all that is wrong
-        ArtifactUri(uri, "", path.absolute().parent.name, path.name, None).refuse_another(
-            read_contract(path)
-        )
-    return path
-
-
-def _of_the_alias(uri: str, artifact: ArtifactUri) -> Path:
-    """Return the directory of the version that an alias of a local store names now."""
-    alias_file = Path(artifact.store) / artifact.alias_path
-    try:
-        text = alias_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise StartupError(f"MODEL_URI: {uri}: no such alias: {alias_file}: {reason}") from None
-    return Path(artifact.store) / artifact.name / artifact.checked_version(text)
-
-
-def _pull_in_a_child(uri: ArtifactUri, settings: ModelLoadSettings) -> Callable[[], Path]:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _pull_and_end(uri, settings, writing)
-    os.close(writing)
+def _begin_to_pull(
+    uri: ArtifactUri, settings: ModelLoadSettings, holding: contextlib.ExitStack
+) -> Callable[[], Path]:
+    child = Child(lambda: _pull(uri, settings))
 
     def wait() -> Path:
-        with os.fdopen(reading) as pipe:
-            said = pipe.read()
-        os.waitpid(child, 0)
-        return _result(uri, json.loads(said) if said else {})
+        said = child.result()
+        directory = _result(uri, json.loads(said) if said else {})
+        holding.callback(os.close, hold(directory))
+        return directory
 
     return wait
 
 
-def _pull_and_end(uri: ArtifactUri, settings: ModelLoadSettings, writing: int) -> NoReturn:
-    """Pull, tell the parent through a pipe what came of it, and end, whatever happens."""
-    _end_with_the_parent()
-    said: dict[str, Any] = {}
+def _pull(uri: ArtifactUri, settings: ModelLoadSettings) -> bytes:
+    """Pull, and return what came of it for the parent."""
+    said: dict[str, Any]
     try:
         from model_load.pull import Deadline, Pull  # noqa: PLC0415 - never in the parent
 
@@ -131,23 +127,23 @@ def _pull_and_end(uri: ArtifactUri, settings: ModelLoadSettings, writing: int) -
         said = {"error": str(error)}
     except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
         said = {"error": f"{uri.uri}: {type(error).__name__}: {error}"}
-    finally:
-        os.write(writing, json.dumps(said).encode())
-        os._exit(0)
-
-
-def _end_with_the_parent() -> None:
-    """Let the kernel end this child when its parent ends, however that is ended (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return json.dumps(said).encode()
 
 
 def _result(uri: ArtifactUri, said: dict[str, Any]) -> Path:
-    """Return what the child pulled, held against removal; raises what it raised."""
+    """Return what the child pulled; raises what it raised."""
     if "differences" in said:
         raise ContractMismatch(said["subject"], said["differences"])
     if "directory" not in said:
         raise StartupError(said.get("error", f"{uri.uri}: the pull was killed. Too little memory?"))
-    directory = Path(said["directory"])
-    hold(directory)
-    return directory
+    return Path(said["directory"])
+
+
+def _follow(
+    settings: ModelLoadSettings, inherited: contextlib.ExitStack, current: Shared[Current]
+) -> None:
+    from model_load.follower import Follower  # noqa: PLC0415 - not before the first pull has begun
+
+    follower = Follower(settings, current)
+    inherited.close()  # it has a hold of its own
+    follower.run()

@@ -23,37 +23,49 @@ from serving.metrics import Metrics
 from serving.model import Model
 from serving.openapi import predict_paths
 from serving.predict import PredictEndpoint
+from serving.reloader import Reloader
 from serving.rows import Rows
 from serving.runner import Runner
 from serving.settings import Settings
+from serving.shared import Shared
+from serving.source import Current
 from serving.verify import verify_files
 
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 60.0
 _DESCRIPTION = 'Rows in, rows out. Errors are `{"error": …}`; 4xx is the client\'s mistake.'
 
 
 class App(FastAPI):
     """A FastAPI application that looks at the path before anything else.
 
+    current: what all its workers serve. any_ready: whether one of them was ready once.
     startup_failure: why the model cannot be served, as text, once that is known.
     """
 
-    def __init__(self, settings: Settings, contract: Contract, directory: Path) -> None:
+    def __init__(
+        self, settings: Settings, contract: Contract, directory: Path, *, follows: bool
+    ) -> None:
         super().__init__(
             title=contract.name,
-            version=contract.version,
-            summary=contract.purpose,
             description=_DESCRIPTION,
             docs_url=None,
             redoc_url=None,
             redirect_slashes=False,
             lifespan=self._open_model,
         )
+        self.current = Shared(Current(contract.version, str(directory)))
+        self.any_ready = Shared(False)  # noqa: FBT003 - it is the value
         self.startup_failure: str | None = None
         self._settings = settings
-        self._contract = contract
-        self._directory = directory
-        self._metrics = Metrics()
+        self._verified = contract
+        self._metrics = Metrics(self.current if follows else None)
         self._runner = Runner(self._metrics)
+        self._reloader = None
+        if follows:
+            self._reloader = Reloader(
+                self.current, self._runner, self._metrics, self._open, self._serve
+            )
         self._hot = self._hot_endpoints()
         health = routes.health(self._runner)
         operations = routes.operations(self._runner, self._metrics, Inventory(settings))
@@ -126,28 +138,60 @@ class App(FastAPI):
     @contextlib.asynccontextmanager
     async def _open_model(self, _: FastAPI) -> AsyncIterator[None]:
         """Open the session in this process, off the event loop so that signals are heard."""
-        max_rows = self._settings.max_batch_rows
+        pause = _FIRST_PAUSE_SECONDS
+        while (served := await self._begin()) is None:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        self.any_ready.set(True)
+        if self._reloader:
+            self._reloader.start(served)
+        yield
+        if self._reloader:
+            self._reloader.stop()
+        self._runner.close()
+
+    async def _begin(self) -> Current | None:
+        """Serve what is current and return it; None when that failed and is to be tried again.
+
+        Raises what is wrong while no worker was ever ready. After that gunicorn would end
+        the healthy ones, too.
+        """
+        current = self.current.get()
         try:
-            model = await asyncio.to_thread(
-                Model.open, self._directory, self._contract, max_rows=max_rows
-            )
-        except ContractMismatch as mismatch:
-            self.startup_failure = str(mismatch)
-            raise
-        except Exception:
-            self.startup_failure = traceback.format_exc()
-            raise
+            model = await asyncio.to_thread(self._open, current)
+        except Exception as error:
+            mismatch = isinstance(error, ContractMismatch)
+            failure = str(error) if mismatch else traceback.format_exc()
+            if not self.any_ready.get():
+                self.startup_failure = failure
+                raise
+            self._metrics.open_failures.inc()
+            logs.error("model_not_opened", version=current.version, reason=failure)
+            return None
+        self._serve(model)
+        return current
+
+    def _open(self, current: Current) -> Model:
+        """Open what is current; what was verified before the fork is not verified again."""
+        directory, contract = Path(current.directory), self._verified
+        if self.any_ready.get():
+            contract = verify_files(directory, self._settings.contract_sha256)
+        return Model.open(directory, contract, max_rows=self._settings.max_batch_rows)
+
+    def _serve(self, model: Model) -> None:
+        """Answer with this model from now on."""
+        contract = model.contract
         self._runner.serve(model)
-        self._metrics.model_loaded(self._settings.mode, model.contract)
+        self._metrics.model_loaded(self._settings.mode, contract)
+        self.openapi_schema = None
+        self.version, self.summary = contract.version, contract.purpose
         logs.info(
             "model_loaded",
-            model=model.contract.name,
-            version=model.contract.version,
-            sha256=model.contract.model.sha256,
+            model=contract.name,
+            version=contract.version,
+            sha256=contract.model.sha256,
             seconds=round(model.load_seconds, 4),
         )
-        yield
-        self._runner.close()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the lifespan, saying a model that cannot be served as text, not as a traceback."""
@@ -161,14 +205,15 @@ class App(FastAPI):
             await super().__call__(scope, receive, as_text)
 
 
-def create_app(settings: Settings, model_dir: Path) -> App:
+def create_app(settings: Settings, model_dir: Path, *, follows: bool = False) -> App:
     """Return the application that serves the artifact in model_dir, its files verified.
 
-    Opens no session: that is done by each process that runs the app's lifespan. Raises
+    follows: whether somebody may make another artifact the app's current one. Opens no
+    session: that is done by each process that runs the app's lifespan. Raises
     ContractMismatch with every difference when the files are not what their contract says.
     """
     contract = verify_files(model_dir, settings.contract_sha256)
-    return App(settings, contract, model_dir)
+    return App(settings, contract, model_dir, follows=follows)
 
 
 def _include(app: FastAPI, routers: list[APIRouter]) -> None:

@@ -5,6 +5,7 @@ answers for all (prometheus_client's multiprocess mode, switched on by process.p
 """
 
 import os
+from collections.abc import Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -15,9 +16,13 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from serving.contract import Contract
+from serving.shared import Shared
+from serving.source import Current
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx")
@@ -36,12 +41,37 @@ class EndpointMetrics:
         self._duration.observe(seconds)
 
 
+class Following(Collector):
+    """What came of following an alias: facts of the server, the same in every worker."""
+
+    def __init__(self, current: Shared[Current]) -> None:
+        self._current = current
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics as they are now."""
+        now = self._current.get()
+        moves = CounterMetricFamily(
+            "model_reloads", "Versions that an alias was moved to, by outcome.", labels=["outcome"]
+        )
+        moves.add_metric(["success"], now.moves)
+        moves.add_metric(["failure"], now.failures)
+        yield moves
+        yield GaugeMetricFamily(
+            "model_alias_read_timestamp_seconds",
+            "When the alias was last read.",
+            value=now.polled_at,
+        )
+
+
 class Metrics:
-    """All metrics of one process."""
+    """All metrics of one process.
+
+    current: what the server serves, if that may change.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, current: Shared[Current] | None = None) -> None:
         disable_created_metrics()
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -72,6 +102,21 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._served: Gauge | None = None
+        self.open_failures = Counter(
+            "model_open_failures",
+            "Times that a worker could not open what it was to serve.",
+            registry=self._registry,
+        )
+        self._following = None
+        if current is not None:
+            self._following = Following(current)
+            self._registry.register(self._following)
+        self.degraded = Gauge(
+            "model_degraded",
+            "1 while the last good model is served instead of the one that should be.",
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
 
     def endpoint(self, endpoint: str) -> EndpointMetrics:
         """Return the metrics of an endpoint; to be kept, not asked for at each request."""
@@ -92,4 +137,6 @@ class Metrics:
             return generate_latest(self._registry)
         every_worker = CollectorRegistry()
         MultiProcessCollector(every_worker)
+        if self._following:
+            every_worker.register(self._following)
         return generate_latest(every_worker)

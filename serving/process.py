@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from serving import logs
@@ -16,14 +15,15 @@ from serving.container import exit_at_once_on_term, shared_memory
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
 from serving.settings import Settings
+from serving.source import Source
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def run(settings_type: type[AnySettings], find: Callable[[AnySettings], Callable[[], Path]]) -> int:
+def run(settings_type: type[AnySettings], find: Callable[[AnySettings], Source]) -> int:
     """Serve the artifact that find() finds, until TERM.
 
-    find: begins, and returns what waits for the directory; imports go on meanwhile.
+    find: begins, and returns a source that waits; imports go on meanwhile.
     Returns the exit status. What an operator can mend is said in one message with every
     mistake, without a traceback.
     """
@@ -31,7 +31,7 @@ def run(settings_type: type[AnySettings], find: Callable[[AnySettings], Callable
     try:
         settings = settings_type.from_environment()
         logs.configure(settings.log_level)
-        wait_for_directory = find(settings)
+        source = find(settings)
         if settings.workers > 1:
             # Read by prometheus_client when it is first imported, which is below.
             metrics_dir = tempfile.mkdtemp(prefix="metrics-", dir=shared_memory())
@@ -39,7 +39,7 @@ def run(settings_type: type[AnySettings], find: Callable[[AnySettings], Callable
             exit_at_once_on_term(removing=metrics_dir)
         from serving.server import serve  # noqa: PLC0415 - takes a second; see above
 
-        return serve(settings, wait_for_directory())
+        return serve(settings, source)
     except (StartupError, ContractMismatch) as error:
         print(f"{settings_type.mode} does not start. {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -55,8 +55,11 @@ def description(runner: Runner) -> APIRouter:
 
     @router.get("/metadata")
     async def model_metadata() -> dict[str, Any]:
-        """Describe the model: inputs, outputs, a sample of each, purpose and version."""
-        return metadata(runner.model.contract)
+        """Describe the model: inputs, outputs, a sample of each, purpose and version.
+
+        `degraded` says why it is not the version that should be served; null when it is.
+        """
+        return {**metadata(runner.model.contract), "degraded": runner.degraded}
 
     @router.get("/label")
     async def model_labels() -> dict[str, str]:

@@ -18,9 +18,13 @@ _INLINE_SECONDS = 0.001
 
 
 class Runner:
-    """The model that is served at the moment, and the thread its long runs go to."""
+    """The model that is served at the moment, and the thread its long runs go to.
+
+    degraded: why that is not the model that should be served; None when it is.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
+        self.degraded: str | None = None
         self._model: Model | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._metrics = metrics

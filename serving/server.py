@@ -7,14 +7,13 @@ the session and runs the golden rows before it takes a request.
 import asyncio
 import gc
 import logging
-import mmap
 import os
 import re
 import signal
 import socket
 import sys
 import time
-from pathlib import Path
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -28,16 +27,22 @@ from uvicorn_worker import UvicornWorker
 
 from serving import logs
 from serving.app import App, create_app
+from serving.child import Child
 from serving.container import shared_memory
 from serving.errors import StartupError
 from serving.predict import error_body
 from serving.settings import Settings
+from serving.shared import Shared
+from serving.source import Source
 
-_FAILURE_BYTES = 1 << 16
+_FAILURE_BYTES = 1 << 17
+_LONGEST_FAILURE = _FAILURE_BYTES // 6  # characters, as JSON at worst
 # Clients pool connections for about a minute; gunicorn's 2 s would reset them under way.
 _KEEP_ALIVE_SECONDS = 75
 _HEARTBEAT_SECONDS = 1
 _BACKLOG = 2048
+# Before another follower is started where one ended.
+_FOLLOWER_PAUSE_SECONDS = 1.0
 # During a fork.
 _HELD_BACK = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 _POLL_SECONDS = 0.02
@@ -46,11 +51,13 @@ _LARGEST_HEAD_BYTES = 1 << 16
 _LAST_REQUESTS_SECONDS = 0.5
 
 
-def serve(settings: Settings, directory: Path) -> int:
-    """Serve the artifact in a directory until TERM, as this very process; return its status.
+def serve(settings: Settings, source: Source) -> int:
+    """Serve an artifact until TERM, as this very process; return its status.
 
-    Raises StartupError when a port is taken, and ContractMismatch as create_app does.
+    Raises StartupError when there is none or a port is taken, and ContractMismatch as
+    create_app does.
     """
+    directory = source.directory()
     main = listen(settings.host, settings.port, "PORT")
     sockets, ports = [main], {"port": main.getsockname()[1]}
     if settings.management_port is not None:
@@ -59,7 +66,8 @@ def serve(settings: Settings, directory: Path) -> int:
         ports["management_port"] = management.getsockname()[1]
     # A port of 0 has become a real one.
     settings = settings.model_copy(update=ports)
-    application = Application(settings, create_app(settings, directory), sockets)
+    app = create_app(settings, directory, follows=source.follow is not None)
+    application = Application(settings, app, sockets, source)
     try:
         Master(application).run()
     except SystemExit as ended:
@@ -93,13 +101,16 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
 class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no types
     """The app with gunicorn's configuration for it."""
 
-    def __init__(self, settings: Settings, app: App, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, settings: Settings, app: App, sockets: list[socket.socket], source: Source
+    ) -> None:
         self.mode = settings.mode
+        self.source = source
         self._settings = settings
         self._app = app
         self._binds = [f"fd://{bound.detach()}" for bound in sockets]
-        # Shared with the workers: the first that cannot serve its model says why.
-        self.failure = mmap.mmap(-1, _FAILURE_BYTES)
+        # The first worker that cannot serve its model says why.
+        self.failure = Shared("", size_bytes=_FAILURE_BYTES)
         super().__init__()
 
     def load_config(self) -> None:
@@ -135,7 +146,33 @@ class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no type
 
 
 class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
-    """gunicorn's master, which says in the worker's words why a model cannot be served."""
+    """gunicorn's master, which says in the worker's words why a model cannot be served.
+
+    It also keeps the process alive that follows the source of the model, if that may change.
+    """
+
+    _follower: Child | None = None
+    _follower_started = 0.0
+
+    def manage_workers(self) -> None:
+        """Keep the workers and what they follow alive; called every second."""
+        self._keep_following()
+        super().manage_workers()
+
+    def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 - gunicorn's signature
+        """Stop; no model is swapped from now on."""
+        if self._follower:
+            self._follower.kill()
+        super().stop(graceful)
+
+    def _keep_following(self) -> None:
+        source, now = self.app.source, time.monotonic()
+        if source.follow is None or now < self._follower_started + _FOLLOWER_PAUSE_SECONDS:
+            return
+        if self._follower is None or self._follower.ended():
+            follow = partial(source.follow, self.app.callable.current)
+            self._follower, self._follower_started = Child(follow), now
+            source.let_go()
 
     def spawn_worker(self) -> Any:
         """Fork with TERM held back: one that came before the child could heed it would be lost."""
@@ -144,13 +181,17 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
             return super().spawn_worker()
         except SystemExit as ended:
             # The child's end: what the master does at its own end is not for the child.
-            os._exit(ended.code if isinstance(ended.code, int) else 1)
+            status = ended.code if isinstance(ended.code, int) else 1
+            if status == Arbiter.WORKER_BOOT_ERROR and self.app.callable.any_ready.get():
+                # For gunicorn that is a reason to end the healthy workers, too.
+                status = 1
+            os._exit(status)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
         """Stop, after a failed start with what the worker said last on stderr."""
-        said = self.app.failure[:].rstrip(b"\0").decode(errors="replace")
+        said = self.app.failure.get()
         # A second worker that fails would raise HaltServer again, out of the stop it began.
         self.WORKER_BOOT_ERROR = self.APP_LOAD_ERROR = -1
         if exit_status == 0 or not said:
@@ -212,8 +253,7 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
             await server.serve(sockets=self.sockets)
         except SystemExit:
             if app.startup_failure:
-                said = app.startup_failure.encode()[:_FAILURE_BYTES]
-                self.app.failure[: len(said)] = said
+                self.app.failure.set(app.startup_failure[:_LONGEST_FAILURE])
             raise
         finally:
             heartbeat.cancel()

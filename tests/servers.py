@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
+
 from release.server_process import ServerProcess
 
 DATASETS = ("iris", "digits", "diabetes")
@@ -27,6 +29,20 @@ def start(mode: str, directory: Path | str, **settings: str) -> ServerProcess:
     return ServerProcess(
         mode, {"PORT": "0", **source(mode, directory), **settings}, environment=clean
     )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Return once a condition holds; it is looked at again and again."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.005)
+
+
+def workers(url: str) -> set[int]:
+    """The processes that answer, as long as they are few."""
+    with httpx.Client(base_url=url, headers={"Connection": "close"}, timeout=20) as client:
+        return {client.get("/inventory").json()["pid"] for _ in range(20)}
 
 
 def connect(url: str) -> socket.socket:

@@ -302,6 +302,23 @@ def test_a_bounded_cache_forgets_what_was_longest_unused(proxy: FaultProxy, tmp_
     assert (tmp_path / ("1" * 64)).exists()
 
 
+def test_a_full_disk_makes_the_cache_forget_what_was_longest_unused(
+    proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows an alias for a year must not stop at the last byte."""
+    with Cache(tmp_path, None).alone_with("0" * 64, 1) as entry:
+        entry.path.write_bytes(b"x" * 1000)
+    (tmp_path / "of others").mkdir()
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: SimpleNamespace(free=1 if entry.path.exists() else 1e9)
+    )
+
+    assert (pulled(proxy, tmp_path) / MODEL).is_file()
+
+    assert not entry.path.exists()
+    assert (tmp_path / "of others").is_dir()
+
+
 def test_a_bounded_cache_never_forgets_what_is_served(proxy: FaultProxy, tmp_path: Path) -> None:
     served = pulled(proxy, tmp_path)
     held = hold(served)

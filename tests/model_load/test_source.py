@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model_load.source import local_artifact
+from model_load.alias import local_artifact
 from serving.contract import read_contract
 from serving.errors import StartupError
 from tests.servers import start

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 from serving.contract import Contract, read_contract
 from serving.verify import sha256_of
-from tests.servers import ROWS, Start, connect, source, wait_until_read
+from tests.servers import ROWS, Start, connect, source, wait_until, wait_until_read, workers
 
 BODY = json.dumps({"data": ROWS}).encode()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(BODY)
@@ -415,6 +415,26 @@ def test_a_killed_worker_is_replaced(server: Start) -> None:
     after = httpx.get(f"{running.url}/inventory", timeout=20).json()
     assert after["pid"] != pid
     assert httpx.post(f"{running.url}/predict", content=BODY).status_code == 200
+
+
+def test_a_replacement_that_cannot_open_the_model_ends_no_healthy_worker(
+    server: Start, artifact: Path
+) -> None:
+    """gunicorn takes a failed start for a reason to stop everything; it tries again instead."""
+    running = server(artifact, WORKERS="2").wait_until_ready()
+
+    wait_until(lambda: len(workers(running.url)) == 2)
+    killed, healthy = workers(running.url)
+    (artifact / "model.onnx").rename(artifact / "away")
+
+    os.kill(killed, signal.SIGKILL)
+
+    wait_until(lambda: bool(running.events("model_not_opened")))
+    assert "model.onnx: missing" in running.events("model_not_opened")[0]["reason"]
+    assert workers(running.url) == {healthy}
+    assert httpx.post(f"{running.url}/predict", content=BODY).status_code == 200
+    (artifact / "away").rename(artifact / "model.onnx")
+    wait_until(lambda: len(workers(running.url) - {killed, healthy}) == 1)
 
 
 def test_the_management_port_alone_has_metrics_and_inventory(server: Start) -> None:

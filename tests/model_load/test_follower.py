@@ -1,0 +1,412 @@
+"""Following an alias: swaps that no request notices, and bad models that change nothing."""
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import onnx
+import pytest
+
+from serving.contract import read_contract
+from serving.verify import sha256_of
+from tests.fault_proxy import FaultProxy, Stall
+from tests.servers import start, wait_until, workers
+from tests.stand_ins import FileStandIn, HttpStandIn
+
+POLL = {"MODEL_POLL_SECONDS": "0.05"}
+CONNECTIONS = 32
+FLOWER = [[5.9, 3.0, 4.2, 1.5]]
+
+
+def publish_in(store: FileStandIn, artifact: Path) -> None:
+    """Put an artifact into a store, by another way than the product's."""
+    for file in ("model.onnx", "contract.json"):
+        content = (artifact / file).read_bytes()
+        store.put(f"{artifact.parent.name}/{artifact.name}/{file}", content)
+
+
+def change(artifact: Path, **changed: object) -> None:
+    """Write the contract of a copy again, other than it was."""
+    contract = read_contract(artifact)
+    (artifact / "contract.json").write_text(contract.model_copy(update=changed).to_json())
+
+
+class Followed:
+    """A server that follows `flowers@stable`, which is at version 1, and its store."""
+
+    def __init__(self, store: FileStandIn, uri: str, cache: Path, **settings: str) -> None:
+        self.store = store
+        self.move("1")
+        self.server = start(
+            "model_load", f"{uri}/flowers@stable", MODEL_CACHE_DIR=str(cache), **POLL, **settings
+        )
+        self.server.wait_until_ready()
+        self.client = httpx.Client(base_url=self.server.url, timeout=20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.stop()
+
+    def move(self, version: str) -> None:
+        """Let the alias name another version."""
+        self.store.put("flowers/aliases/stable", f"{version}\n".encode())
+
+    def served(self) -> str:
+        """The version that an answer names."""
+        answer = self.client.post("/predict", json={"data": FLOWER})
+        assert answer.status_code == 200
+        return answer.headers["model-version"]
+
+    def wait_until_served(self, version: str) -> None:
+        """Return once answers are of a version."""
+        wait_until(lambda: self.served() == version)
+
+    def degraded(self) -> str | None:
+        """What /metadata says of why it is not the version that is wanted."""
+        reason: str | None = self.client.get("/metadata").json()["degraded"]
+        return reason
+
+    def metric(self, name: str) -> float:
+        """The value of a metric."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith(f"{name} ")).rpartition(" ")[2])
+
+    def workers(self) -> set[int]:
+        """The processes that answer."""
+        return workers(self.server.url)
+
+    def children(self) -> set[int]:
+        """The processes that the server's master started."""
+        pid = self.server.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return {int(child) for child in children}
+
+
+@pytest.fixture(scope="module")
+def versions(two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts: 1 and 2 predict differently; 3 is like 2, and larger."""
+    path = tmp_path_factory.mktemp("versions") / "flowers"
+    for version, of in (("1", "1"), ("2", "2"), ("3", "2")):
+        shutil.copytree(two_csv_versions / "flowers" / of, path / version)
+    model = path / "3" / "model.onnx"
+    loaded = onnx.load(model)
+    loaded.doc_string = "large " * 500_000
+    onnx.save(loaded, model)
+    file = read_contract(path / "3").model.model_copy(
+        update={"sha256": sha256_of(model), "size_bytes": model.stat().st_size}
+    )
+    change(path / "3", version="3", model=file)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bucket(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpStandIn]:
+    """A model store behind HTTP, with versions 1 to 3."""
+    with HttpStandIn(tmp_path_factory.mktemp("web")) as store:
+        for version in ("1", "2", "3"):
+            publish_in(store, versions / version)
+        yield store
+
+
+@pytest.fixture
+def followed(bucket: HttpStandIn, tmp_path: Path) -> Iterator[Callable[..., Followed]]:
+    """Start servers that follow the alias in the bucket."""
+    started: list[Followed] = []
+
+    def start_one(uri: str = bucket.uri, **settings: str) -> Followed:
+        started.append(Followed(bucket, uri, tmp_path / "cache", **settings))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        one.__exit__()
+
+
+async def ask_until(
+    ended: asyncio.Event, url: str, right: dict[str, Any], problems: list[str]
+) -> int:
+    """Ask over one connection, note every answer that is not its version's; return how many."""
+    count = 0
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        while not ended.is_set():
+            try:
+                answer = await client.post("/predict", json={"data": FLOWER})
+            except httpx.HTTPError as error:
+                problems.append(repr(error))
+                continue
+            count += 1
+            version = answer.headers.get("model-version", "")
+            if answer.status_code != 200 or answer.json()["prediction"] != right.get(version):
+                problems.append(f"{answer.status_code} {version} {answer.text}")
+    return count
+
+
+def test_under_load_no_request_notices_fifty_moves(followed: Callable[..., Followed]) -> None:
+    """Updating a model must not stop the service, nor mix two models in one answer."""
+    server = followed()
+    right = {}
+    for version in ("1", "2"):
+        server.move(version)
+        server.wait_until_served(version)
+        answer = server.client.post("/predict", json={"data": FLOWER})
+        right[version] = answer.json()["prediction"]
+    assert right["1"] != right["2"]
+    problems: list[str] = []
+
+    async def load_and_move() -> int:
+        ended = asyncio.Event()
+        asking = [
+            asyncio.create_task(ask_until(ended, server.server.url, right, problems))
+            for _ in range(CONNECTIONS)
+        ]
+        for version in itertools.islice(itertools.cycle("12"), 50):
+            server.move(version)
+            await asyncio.to_thread(server.wait_until_served, version)
+        ended.set()
+        return sum(await asyncio.gather(*asking))
+
+    asked = asyncio.run(load_and_move())
+
+    assert problems == []
+    assert asked > 50 * CONNECTIONS
+    assert server.metric('model_reloads_total{outcome="success"}') == 51
+    assert server.metric('model_reloads_total{outcome="failure"}') == 0
+
+
+def test_memory_does_not_grow_with_swaps(followed: Callable[..., Followed]) -> None:
+    """A replica that follows an alias for a year has swapped often."""
+    server = followed()
+    after = {}
+    for count, version in enumerate(itertools.islice(itertools.cycle("21"), 200), 1):
+        server.move(version)
+        server.wait_until_served(version)
+        if count in (5, 200):
+            processes = {server.server.process.pid} | server.children()
+            after[count] = sum(memory_kilobytes(pid) for pid in processes)
+
+    assert after[200] < 1.1 * after[5]
+
+
+def memory_kilobytes(pid: int) -> int:
+    """The process's share of the memory that it uses (PSS)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def missing(_: Path) -> None:
+    """Nothing is published under the version."""
+
+
+def wrong_sha256(artifact: Path) -> None:
+    content = bytearray((artifact / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (artifact / "model.onnx").write_bytes(content)
+
+
+def cut(artifact: Path) -> None:
+    (artifact / "model.onnx").write_bytes((artifact / "model.onnx").read_bytes()[:-1])
+
+
+def another_golden_value(artifact: Path) -> None:
+    golden = read_contract(artifact).golden
+    (name,) = golden.outputs.keys() & {"probabilities"}
+    outputs = json.loads(json.dumps(golden.outputs))
+    outputs[name][0][0] += 0.5
+    change(artifact, golden=golden.model_copy(update={"outputs": outputs}))
+
+
+def no_contract(artifact: Path) -> None:
+    (artifact / "contract.json").write_text("{}")
+
+
+def another_name(artifact: Path) -> None:
+    change(artifact, name="weeds")
+
+
+BAD = {
+    missing: "not found",
+    wrong_sha256: "sha256 expected",
+    cut: "sha256 expected",
+    another_golden_value: "golden rows",
+    no_contract: "contract.json",
+    another_name: "expected the artifact flowers/",
+}
+
+
+@pytest.fixture(scope="module")
+def shared_server(
+    bucket: HttpStandIn, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Followed]:
+    """One server for tests that leave it as it was."""
+    cache = tmp_path_factory.mktemp("cache")
+    with Followed(bucket, bucket.uri, cache, MODEL_PULL_SECONDS="0.5") as server:
+        yield server
+
+
+@pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
+def test_a_bad_version_leaves_the_last_good_one_serving(
+    spoil: Callable[[Path], None], shared_server: Followed, versions: Path, tmp_path: Path
+) -> None:
+    """A bad upload must not take down a healthy replica, and must not go unnoticed."""
+    server, version = shared_server, spoil.__name__
+    artifact = Path(shutil.copytree(versions / "2", tmp_path / "flowers" / version))
+    change(artifact, version=version)
+    spoil(artifact)
+    if spoil is not missing:
+        publish_in(server.store, artifact)
+    failures = server.metric('model_reloads_total{outcome="failure"}')
+
+    server.move(version)
+    wait_until(lambda: server.metric('model_reloads_total{outcome="failure"}') >= failures + 2)
+
+    wait_until(lambda: server.degraded() is not None)
+    reason = str(server.degraded())
+    assert reason.startswith(f"flowers/{version}: ")
+    assert BAD[spoil] in reason
+    assert server.store.uri not in reason
+    assert server.served() == "1"
+    assert server.client.get("/v2/health/ready").json() == {"ready": True}
+    assert server.metric("model_degraded") == 1
+    refused = server.server.events("model_refused")
+    assert [line["level"] for line in refused if line["version"] == version] == ["error"]
+
+    server.move("1")
+    wait_until(lambda: server.degraded() is None)
+    assert server.metric("model_degraded") == 0
+
+
+def test_a_rollback_and_a_roll_forward_are_moves_of_the_alias(shared_server: Followed) -> None:
+    for version in ("2", "1"):
+        shared_server.move(version)
+        shared_server.wait_until_served(version)
+
+        document = shared_server.client.get("/openapi.json").json()
+        assert document["info"]["version"] == version
+
+
+@pytest.mark.parametrize("content", [b"../../etc\n", b"\xff", b""])
+def test_an_alias_that_names_no_version_changes_nothing(
+    content: bytes, shared_server: Followed
+) -> None:
+    shared_server.store.put("flowers/aliases/stable", content)
+
+    wait_until(lambda: shared_server.degraded() is not None)
+    assert str(shared_server.degraded()).startswith("flowers@stable: ")
+    assert shared_server.served() == "1"
+
+    shared_server.move("1")
+    wait_until(lambda: shared_server.degraded() is None)
+
+
+def test_serving_goes_on_while_the_store_is_away(
+    bucket: HttpStandIn, followed: Callable[..., Followed]
+) -> None:
+    """The store is needed for what is new, not for what is there."""
+    with FaultProxy(bucket.address) as proxy:
+        server = followed(bucket.at(proxy.url).uri)
+        with proxy.refusing():
+            wait_until(lambda: server.degraded() is not None)
+            assert "Check that the store can be reached" in str(server.degraded())
+            assert server.served() == "1"
+            bucket.put("flowers/aliases/stable", b"2\n")
+
+        server.wait_until_served("2")
+        wait_until(lambda: server.degraded() is None)
+
+
+def test_a_process_killed_while_it_verifies_takes_no_worker_along(
+    bucket: HttpStandIn, followed: Callable[..., Followed]
+) -> None:
+    """A model too large for the memory ends who opens it: that must not be a worker."""
+    with FaultProxy(bucket.address) as proxy:
+        server = followed(bucket.at(proxy.url).uri)
+        stall = Stall(1_000_000)
+        proxy.inject(stall, path="3/model.onnx")
+        server.move("3")
+        proxy.wait_until(lambda: any("3/model.onnx" in ask.path for ask in proxy.exchanges))
+        workers = server.workers()
+        (follower,) = server.children() - workers
+
+        os.kill(follower, signal.SIGKILL)
+
+        wait_until(lambda: bool(server.server.events("model_refused")))
+        (refused,) = server.server.events("model_refused")
+        assert refused["reason"] == "the process that verified it was killed. Too little memory?"
+        stall.released.set()
+        server.wait_until_served("3")
+        assert server.workers() == workers
+
+
+def test_a_bounded_cache_keeps_what_is_served_and_forgets_what_was(
+    followed: Callable[..., Followed], versions: Path, tmp_path: Path
+) -> None:
+    """Room for two is enough to follow an alias for ever."""
+    sizes = {version: read_contract(versions / version).model.size_bytes for version in "123"}
+    server = followed(MODEL_CACHE_MAX_BYTES=str(sizes["2"] + sizes["3"]))
+    for version in ("2", "3", "1"):
+        server.move(version)
+        server.wait_until_served(version)
+
+    kept = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert kept == {read_contract(versions / version).model.sha256 for version in "13"}
+
+
+def test_the_replacement_of_a_killed_worker_serves_what_its_sibling_serves(
+    followed: Callable[..., Followed], bucket: HttpStandIn
+) -> None:
+    """Not what the server was started with, nor what the alias names and nobody could open."""
+    server = followed(WORKERS="2")
+    server.move("2")
+    wait_until(lambda: {server.served() for _ in range(20)} == {"2"})
+    server.move("nowhere")
+    wait_until(lambda: server.degraded() is not None)
+    before = server.workers()
+
+    os.kill(min(before), signal.SIGKILL)
+
+    wait_until(lambda: len(server.workers() - before) == 1)
+    with httpx.Client(base_url=server.server.url) as client:
+        assert {client.get("/metadata").json()["version"] for _ in range(20)} == {"2"}
+    bucket.put("flowers/aliases/stable", b"1\n")
+    wait_until(lambda: {server.served() for _ in range(20)} == {"1"})
+
+
+def test_a_local_store_is_followed_in_place(versions: Path, tmp_path: Path) -> None:
+    """A volume that is mounted, or a developer's models/: no bucket is needed."""
+    store = FileStandIn(tmp_path)
+    for version in ("1", "2"):
+        publish_in(store, versions / version)
+    with Followed(store, str(tmp_path / "models"), tmp_path / "cache", WORKERS="2") as server:
+        for version in ("2", "1"):
+            server.move(version)
+            wait_until(lambda: {server.served() for _ in range(20)} == {version})  # noqa: B023
+
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"MODEL_POLL_SECONDS": "0"}, "input should be greater than 0, got '0'"),
+        ({}, "expected MODEL_URI to name an alias, as in <store>/iris@stable, got models/iris/1"),
+        (
+            {"MODEL_URI": "models/iris@stable", "CONTRACT_SHA256": "0" * 64},
+            "expected no CONTRACT_SHA256, which pins a version",
+        ),
+    ],
+)
+def test_what_cannot_be_followed_is_said_at_once(settings: dict[str, str], said: str) -> None:
+    with start("model_load", "models/iris/1", **{"MODEL_POLL_SECONDS": "5", **settings}) as server:
+        assert server.wait() == 1
+
+    assert f"MODEL_POLL_SECONDS: {said}" in "".join(server.logged)
