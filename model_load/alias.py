@@ -67,16 +67,18 @@ class BucketAlias:
         self._cache = cache
         self._read_seconds = read_seconds
         self._pull_seconds = pull_seconds
-        # One for all: its connections and credentials are kept.
-        self._pull = Pull(ArtifactUri.parse(uri), Deadline(pull_seconds))
+        # Two for all times: their connections and credentials are kept.
+        parsed = ArtifactUri.parse(uri)
+        self._reader = Pull(parsed, Deadline(read_seconds, read_seconds))
+        self._puller = Pull(parsed, Deadline(pull_seconds))
 
     def version(self) -> str:
         """Return the version that the alias's object holds."""
-        return self._pull.within(self._read_seconds).version()
+        return self._reader.within(self._read_seconds).version()
 
     def artifact(self, version: str) -> Path:
         """Return the directory of a version in the cache."""
-        return self._pull.within(self._pull_seconds).into(self._cache, version)
+        return self._puller.within(self._pull_seconds).into(self._cache, version)
 
     def hold(self, directory: Path) -> AbstractContextManager[object]:
         """Keep it in the cache."""

@@ -4,8 +4,10 @@ Runs in a process of its own, which server.py starts and starts again: whatever 
 or a model does to the process that tries it, the workers go on serving the last good one.
 """
 
+import os
 import random
 import re
+import threading
 import time
 import traceback
 from contextlib import ExitStack, suppress
@@ -26,28 +28,32 @@ from serving.shared import Shared
 from serving.source import Current
 from serving.verify import verify_files
 
-# A pull that failed is tried again after one poll, then two, four, …
 _LONGEST_PAUSE_SECONDS = 300.0
 _JITTER = 0.1
 # For the alias, which is read again at the next poll anyway.
-_READ_SECONDS = 2.0
+_READ_SECONDS = 5.0
 _LONGEST_REASON = 4096
+# The first to go when memory is short.
+_OOM_SCORE = "1000"
 
 
 class Follower:
     """One alias, and what came of following it so far: that is in `current`.
 
-    It may be made where another one was killed: then it goes on from what that one left.
+    The alias is looked at on one thread and what it names is tried on another. This process
+    may be killed, or ends by itself when a try must end; the next one goes on from there.
     """
 
     def __init__(self, settings: ModelLoadSettings, current: Shared[Current]) -> None:
+        self._settings = settings
         self._poll_seconds = settings.model_poll_seconds or 0
         self._current = current
-        self._max_rows = settings.max_batch_rows
+        self._noting = threading.Lock()
         self._alias = _alias(settings)
         self._uri = _parsed(settings)
-        self._cache_dir = str(settings.model_cache_dir)
         self._holding = ExitStack()
+        self._trying: threading.Thread | None = None
+        self._verify_until = float("inf")
         self._not_before = 0.0
         now = current.get()
         with suppress(StartupError):  # gone from the cache: the first poll pulls it again
@@ -57,81 +63,120 @@ class Follower:
 
     def run(self) -> NoReturn:
         """Look at the alias every MODEL_POLL_SECONDS, for as long as this process lives."""
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
         while True:
             # Not all replicas at once.
             time.sleep(self._poll_seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
             self.poll()
 
     def poll(self) -> None:
-        """Look once; whatever goes wrong, leave the last good artifact current and say why."""
-        version = None
+        """Look once, and let what is named be tried; nothing else is tried for long."""
+        version = self._read()
+        if self._trying and self._trying.is_alive():
+            self._watch(version)
+        elif version is not None and self._is_served(version):
+            self._note(refused=None, refusal=None, refusals=0)
+        elif version is not None and self._is_due(version):
+            self._verify_until = float("inf")
+            self._trying = threading.Thread(target=self._try, args=(version,), name=version)
+            self._trying.start()
+
+    def _read(self) -> str | None:
+        """Return the version that the alias names; None, and say why, where it cannot be read."""
+        now = self._current.get()
         try:
             version = self._alias.version()
-            self._note(polled_at=time.time())
-            if self._is_served(version):
-                self._agree()
-            elif version != self._current.get().refused or time.monotonic() >= self._not_before:
-                self._move(version)
-        except ContractMismatch as mismatch:
-            self._refuse(version, "; ".join(mismatch.differences))
-        except StartupError as error:
-            self._refuse(version, str(error))
         except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
-            logs.error("poll_failed", traceback=traceback.format_exc())
-            self._refuse(version, type(error).__name__)
+            reason = _reason(error)
+            if now.unread is None:
+                logs.error("alias_not_read", served=now.version, reason=reason)
+            named = f"{self._uri.name}@{self._uri.alias}"
+            self._note(unread=self._fit_to_show(f"{named}: {reason}"), failures=1)
+            return None
+        self._note(unread=None, polled_at=time.time())
+        return version
 
     def _is_served(self, version: str) -> bool:
         now = self._current.get()
         return version == now.version and (Path(now.directory) / MODEL_FILE).is_file()
 
-    def _move(self, version: str) -> None:
-        """Pull, verify, and make a version the one that is current."""
+    def _is_due(self, version: str) -> bool:
+        return version != self._current.get().refused or time.monotonic() >= self._not_before
+
+    def _watch(self, version: str | None) -> None:
+        """End the try under way, and this process with it, when it is late or not wanted now."""
+        tried = str(self._current.get().trying)
+        if version not in (None, tried):
+            logs.info("try_abandoned", version=tried, wanted=version)
+            self._note(trying=None)
+            os._exit(0)
+        if time.monotonic() > self._verify_until:
+            seconds = self._settings.model_pull_seconds
+            self._refuse(tried, f"its golden rows took longer than {seconds:g} s")
+            os._exit(0)
+
+    def _try(self, version: str) -> None:
+        """Make a version the one that is current; whatever goes wrong, leave the last good one."""
+        if version != self._current.get().refused:
+            self._note(refused=None, refusal=None, refusals=0)
         self._note(trying=version)
+        try:
+            self._move(version)
+        except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
+            self._refuse(version, _reason(error))
+
+    def _move(self, version: str) -> None:
         directory = self._alias.artifact(version)
         with ExitStack() as holding:
             holding.enter_context(self._alias.hold(directory))
-            Model.open(directory, verify_files(directory), max_rows=self._max_rows)
+            self._verify_until = time.monotonic() + self._settings.model_pull_seconds
+            contract = verify_files(directory)
+            Model.open(directory, contract, max_rows=self._settings.max_batch_rows)
+            if self._alias.version() != version:
+                self._note(trying=None)  # moved on meanwhile: never serve what was withdrawn
+                return
             self._holding.close()
             self._holding = holding.pop_all()
-        moves = self._current.get().moves + 1
-        self._note(version=version, directory=str(directory), trying=None, moves=moves)
-        self._agree()
+        self._note(
+            version=version,
+            directory=str(directory),
+            trying=None,
+            refused=None,
+            refusal=None,
+            refusals=0,
+            moves=1,
+        )
 
-    def _agree(self) -> None:
-        """Note that what the alias names is what is to be served."""
+    def _refuse(self, version: str, reason: str) -> None:
+        """Keep what is served and say why: as an error once a reason, and later try again."""
         now = self._current.get()
-        if now.degraded:
-            logs.info("alias_followed_again", version=now.version)
-            self._note(degraded=None, refused=None, refusals=0)
-
-    def _refuse(self, version: str | None, reason: str) -> None:
-        """Keep what is served, and say why: once as an error.
-
-        version: None where the alias itself could not be read.
-        """
-        now = self._current.get()
-        refusals = 1 + (now.refusals if now.degraded and version == now.refused else 0)
-        if refusals == 1:
+        shown = self._fit_to_show(f"{self._uri.name}/{version}: {reason}")
+        if version != now.refused or _without_numbers(shown) != _without_numbers(now.refusal or ""):
             logs.error("model_refused", version=version, served=now.version, reason=reason)
+        refusals = now.refusals + 1 if version == now.refused else 1
         pause = min(_LONGEST_PAUSE_SECONDS, self._poll_seconds * 2 ** min(refusals - 1, 30))
         self._not_before = time.monotonic() + pause
         self._note(
             trying=None,
-            degraded=self._fit_to_show(version, reason),
             refused=version,
+            refusal=shown,
             refusals=refusals,
-            failures=now.failures + 1,
+            failures=1,
         )
 
-    def _fit_to_show(self, version: str | None, reason: str) -> str:
+    def _fit_to_show(self, reason: str) -> str:
         """Return a reason without the addresses and folders of this service: it is for all."""
-        what = f"{self._uri.name}/{version}" if version else f"{self._uri.name}@{self._uri.alias}"
-        for place, word in ((self._uri.store, "<store>"), (self._cache_dir, "<cache>")):
-            reason = reason.replace(place, word)
-        return re.sub(r"\w+://\S+", "<store>", f"{what}: {reason}")[:_LONGEST_REASON]
+        if self._uri.store:
+            reason = re.sub(rf"(?<!\w){re.escape(self._uri.store)}/", "<store>/", reason)
+        return re.sub(r"(\w+:/|(?<![\w>]))/\S+", "<path>", reason)[:_LONGEST_REASON]
 
-    def _note(self, **changed: Any) -> None:
-        self._current.set(replace(self._current.get(), **changed))
+    def _note(self, *, moves: int = 0, failures: int = 0, **changed: Any) -> None:
+        """Change what is current; moves and failures are added."""
+        with self._noting:
+            now = self._current.get()
+            counted = {"moves": now.moves + moves, "failures": now.failures + failures}
+            self._current.set(replace(now, **counted, **changed))
 
 
 def _alias(settings: ModelLoadSettings) -> Alias:
@@ -149,3 +194,17 @@ def _alias(settings: ModelLoadSettings) -> Alias:
 def _parsed(settings: ModelLoadSettings) -> ArtifactUri:
     uri = str(settings.model_uri)
     return ArtifactUri.parse(uri if is_bucket(uri) else str(local_path(uri)))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ContractMismatch):
+        return "; ".join(error.differences)
+    if isinstance(error, StartupError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(traceback.format_exception_only(error)).strip()
+
+
+def _without_numbers(reason: str) -> str:
+    return re.sub(r"\d+", "", reason)

@@ -45,12 +45,13 @@ class ModelLoadSettings(Settings):
         None, ge=1, description="most that the cache may hold; the longest unused goes first"
     )
     model_pull_seconds: float = Field(
-        600, gt=0, description="time that a pull may take, its retries included"
+        600, gt=0, le=86400, description="time that a pull may take, its retries included"
     )
 
     model_poll_seconds: float | None = Field(
         None,
         gt=0,
+        le=86400,
         description="how often to look where the alias in MODEL_URI points, and serve that; "
         "without it, what it named at the start",
     )

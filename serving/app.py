@@ -31,8 +31,8 @@ from serving.shared import Shared
 from serving.source import Current
 from serving.verify import verify_files
 
-_FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 60.0
+_PAUSE_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 _DESCRIPTION = 'Rows in, rows out. Errors are `{"error": …}`; 4xx is the client\'s mistake.'
 
 
@@ -54,7 +54,8 @@ class App(FastAPI):
             redirect_slashes=False,
             lifespan=self._open_model,
         )
-        self.current = Shared(Current(contract.version, str(directory)))
+        self._first = Current(contract.version, str(directory), polled_at=time.time())
+        self.current = Shared(self._first)
         self.any_ready = Shared(False)  # noqa: FBT003 - it is the value
         self.startup_failure: str | None = None
         self._settings = settings
@@ -138,10 +139,8 @@ class App(FastAPI):
     @contextlib.asynccontextmanager
     async def _open_model(self, _: FastAPI) -> AsyncIterator[None]:
         """Open the session in this process, off the event loop so that signals are heard."""
-        pause = _FIRST_PAUSE_SECONDS
         while (served := await self._begin()) is None:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            await self._pause()
         self.any_ready.set(True)
         if self._reloader:
             self._reloader.start(served)
@@ -166,15 +165,23 @@ class App(FastAPI):
                 self.startup_failure = failure
                 raise
             self._metrics.open_failures.inc()
-            logs.error("model_not_opened", version=current.version, reason=failure)
+            if failure != self.startup_failure:
+                logs.error("model_not_opened", version=current.version, reason=failure)
+            self.startup_failure = failure
             return None
         self._serve(model)
         return current
 
+    async def _pause(self) -> None:
+        """Wait before another try, no longer than until something else is current."""
+        before, ends = self.current.get().moves, time.monotonic() + _PAUSE_SECONDS
+        while self.current.get().moves == before and time.monotonic() < ends:  # noqa: ASYNC110 - set by another process
+            await asyncio.sleep(_LOOK_SECONDS)
+
     def _open(self, current: Current) -> Model:
         """Open what is current; what was verified before the fork is not verified again."""
         directory, contract = Path(current.directory), self._verified
-        if self.any_ready.get():
+        if self.any_ready.get() or not current.is_of(self._first):
             contract = verify_files(directory, self._settings.contract_sha256)
         return Model.open(directory, contract, max_rows=self._settings.max_batch_rows)
 

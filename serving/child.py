@@ -39,12 +39,18 @@ class Child:
     def ended(self) -> bool:
         """Tell whether it has ended; gunicorn may have taken its exit status."""
         # Only the child can write: the pipe is readable at its end.
-        return bool(select.select([self._reading], [], [], 0)[0])
+        pipe = select.poll()
+        pipe.register(self._reading)
+        return bool(pipe.poll(0))
 
     def kill(self) -> None:
         """End it at once."""
         if not self.ended():
             os.kill(self._pid, signal.SIGKILL)
+
+    def forget(self) -> None:
+        """Close what is left of one that has ended and whose result nobody wants."""
+        os.close(self._reading)
 
 
 def _work_and_end(work: Callable[[], bytes | None], writing: int, parent: int) -> NoReturn:

@@ -51,7 +51,7 @@ class Following(Collector):
         """Return the metrics as they are now."""
         now = self._current.get()
         moves = CounterMetricFamily(
-            "model_reloads", "Versions that an alias was moved to, by outcome.", labels=["outcome"]
+            "model_reloads", "Tries to follow the alias, by outcome.", labels=["outcome"]
         )
         moves.add_metric(["success"], now.moves)
         moves.add_metric(["failure"], now.failures)

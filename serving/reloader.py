@@ -14,7 +14,7 @@ from serving.contract import ContractMismatch
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.runner import Runner
-from serving.shared import Shared
+from serving.shared import Shared, Turn
 from serving.source import Current
 
 _LOOK_SECONDS = 0.1
@@ -40,6 +40,8 @@ class Reloader:
         self._metrics = metrics
         self._open_model = open_model
         self._serve = serve
+        # One worker after the other: a swap takes memory for several models.
+        self._turn = Turn()
         self._stopped = threading.Event()
         self._served = self._tried = current.get()
         self._failures = 0
@@ -73,7 +75,8 @@ class Reloader:
             self._failures = 0
         self._tried = now
         try:
-            model = self._open_model(now)
+            with self._turn:
+                model = self._open_model(now)
         except Exception as error:  # noqa: BLE001 - whatever it is, the last good model is kept
             self._failures += 1
             self._note_failure(now, error)

@@ -169,9 +169,17 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
         source, now = self.app.source, time.monotonic()
         if source.follow is None or now < self._follower_started + _FOLLOWER_PAUSE_SECONDS:
             return
-        if self._follower is None or self._follower.ended():
-            follow = partial(source.follow, self.app.callable.current)
-            self._follower, self._follower_started = Child(follow), now
+        if self._follower is not None:
+            if not self._follower.ended():
+                return
+            self._follower.forget()
+            self._follower = None
+        self._follower_started = now
+        try:
+            self._follower = Child(partial(source.follow, self.app.callable.current))
+        except OSError as error:  # of no harm to the workers
+            logs.error("follower_not_started", reason=error.strerror)
+        else:
             source.let_go()
 
     def spawn_worker(self) -> Any:

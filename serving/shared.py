@@ -1,15 +1,18 @@
-"""A value that every process of one server sees: made before the fork, set by one, got by all.
+"""What the processes of one server share: made before the fork, gone with the last of them.
 
-Used by server.py and app.py. It lies in memory, not in a file: nothing is left behind, and
-a process that is killed leaves no lock.
+Used by server.py, app.py and reloader.py. A process that is killed leaves no lock behind.
 """
 
+import fcntl
 import mmap
 import struct
+import tempfile
 import zlib
 from typing import Generic, TypeVar
 
 import msgspec
+
+from serving.container import shared_memory
 
 Value = TypeVar("Value")
 
@@ -42,3 +45,17 @@ class Shared(Generic[Value]):
         if zlib.crc32(content) == crc32:
             self._last = self._decoder.decode(content)
         return self._last
+
+
+class Turn:
+    """What one process of a server does at a time, in a `with`; the others wait."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(dir=shared_memory())  # noqa: SIM115 - for its life
+
+    def __enter__(self) -> None:
+        # By process, not by file: what is inherited is not shared.
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN)

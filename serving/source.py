@@ -16,21 +16,27 @@ from serving.shared import Shared
 class Current(msgspec.Struct, frozen=True):
     """The artifact that every worker of a server is to serve now, and why it is no newer one.
 
-    trying: the version that is being pulled and verified. degraded: why what the alias
-    names is not served; refused: the version that is not, and refusals: how often in a
-    row. moves, failures: how often in all another version could be served, and could not.
-    polled_at: when the alias was last read, in seconds since 1970.
+    trying: the version that is being pulled and verified. refused: one that could not be,
+    for the reason `refusal`, refusals times in a row. unread: why the alias could not be
+    read. moves, failures: how often in all following it succeeded and failed. polled_at:
+    when the alias was last read, in seconds since 1970.
     """
 
     version: str
     directory: str
     trying: str | None = None
-    degraded: str | None = None
     refused: str | None = None
+    refusal: str | None = None
     refusals: int = 0
+    unread: str | None = None
     moves: int = 0
     failures: int = 0
     polled_at: float = 0
+
+    @property
+    def degraded(self) -> str | None:
+        """Why it is not what the alias names, as far as is known; None when it is."""
+        return self.unread or self.refusal
 
     def is_of(self, other: Self) -> bool:
         """Tell whether it is the same artifact."""

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -39,13 +40,20 @@ def change(artifact: Path, **changed: object) -> None:
 
 
 class Followed:
-    """A server that follows `flowers@stable`, which is at version 1, and its store."""
+    """A server that follows an alias of its own, which is at version 1, and its store."""
+
+    _numbers = itertools.count()
 
     def __init__(self, store: FileStandIn, uri: str, cache: Path, **settings: str) -> None:
         self.store = store
+        self.alias = f"stable-{next(self._numbers)}"
         self.move("1")
         self.server = start(
-            "model_load", f"{uri}/flowers@stable", MODEL_CACHE_DIR=str(cache), **POLL, **settings
+            "model_load",
+            f"{uri}/flowers@{self.alias}",
+            MODEL_CACHE_DIR=str(cache),
+            **POLL,
+            **settings,
         )
         self.server.wait_until_ready()
         self.client = httpx.Client(base_url=self.server.url, timeout=20)
@@ -59,7 +67,11 @@ class Followed:
 
     def move(self, version: str) -> None:
         """Let the alias name another version."""
-        self.store.put("flowers/aliases/stable", f"{version}\n".encode())
+        self.write(f"{version}\n".encode())
+
+    def write(self, content: bytes) -> None:
+        """Write the alias, whatever that makes it name."""
+        self.store.put(f"flowers/aliases/{self.alias}", content)
 
     def served(self) -> str:
         """The version that an answer names."""
@@ -100,7 +112,7 @@ def versions(two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory) -
         shutil.copytree(two_csv_versions / "flowers" / of, path / version)
     model = path / "3" / "model.onnx"
     loaded = onnx.load(model)
-    loaded.doc_string = "large " * 500_000
+    loaded.doc_string = "large " * 5_000_000
     onnx.save(loaded, model)
     file = read_contract(path / "3").model.model_copy(
         update={"sha256": sha256_of(model), "size_bytes": model.stat().st_size}
@@ -277,8 +289,8 @@ def test_a_bad_version_leaves_the_last_good_one_serving(
     assert server.served() == "1"
     assert server.client.get("/v2/health/ready").json() == {"ready": True}
     assert server.metric("model_degraded") == 1
-    refused = server.server.events("model_refused")
-    assert [line["level"] for line in refused if line["version"] == version] == ["error"]
+    logged = [line for line in server.server.events("model_refused") if line["version"] == version]
+    assert [line["level"] for line in logged] == ["error"]
 
     server.move("1")
     wait_until(lambda: server.degraded() is None)
@@ -294,14 +306,109 @@ def test_a_rollback_and_a_roll_forward_are_moves_of_the_alias(shared_server: Fol
         assert document["info"]["version"] == version
 
 
+def test_a_version_that_is_withdrawn_while_it_is_pulled_is_never_served(
+    bucket: HttpStandIn, followed: Callable[..., Followed]
+) -> None:
+    """A rollback must not wait for what it takes back."""
+    with FaultProxy(bucket.address) as proxy:
+        server = followed(bucket.at(proxy.url).uri)
+        stall = Stall(1_000_000)
+        proxy.inject(stall, path="3/model.onnx")
+        server.move("3")
+        proxy.wait_until(lambda: any("3/model.onnx" in ask.path for ask in proxy.exchanges))
+
+        server.move("2")
+
+        server.wait_until_served("2")
+        stall.released.set()
+        loaded = [line["version"] for line in server.server.events("model_loaded")]
+        assert loaded == ["1", "2"]
+
+
+def test_golden_rows_that_never_end_are_refused(
+    followed: Callable[..., Followed], versions: Path, tmp_path: Path
+) -> None:
+    """Who tries a model must not hang with it."""
+    artifact = Path(shutil.copytree(versions / "1", tmp_path / "flowers" / "endless"))
+    model = artifact / "model.onnx"
+    onnx.save(endless(onnx.load(model)), model)
+    file = read_contract(artifact).model.model_copy(
+        update={"sha256": sha256_of(model), "size_bytes": model.stat().st_size}
+    )
+    change(artifact, version="endless", model=file)
+    server = followed(MODEL_PULL_SECONDS="1")
+    publish_in(server.store, artifact)
+
+    server.move("endless")
+
+    wait_until(lambda: server.degraded() is not None)
+    assert server.degraded() == "flowers/endless: its golden rows took longer than 1 s"
+    server.move("2")
+    server.wait_until_served("2")
+
+
+def endless(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model after a loop of 10^15 rounds."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    rounds = helper.make_tensor("rounds", kinds.INT64, [], [10**15])
+    going = helper.make_tensor("going", kinds.BOOL, [], [True])
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going_in"], ["going_out"]),
+            helper.make_node("Neg", ["x_in"], ["x_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("round", kinds.INT64, []),
+            helper.make_tensor_value_info("going_in", kinds.BOOL, []),
+            helper.make_tensor_value_info("x_in", kinds.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("going_out", kinds.BOOL, []),
+            helper.make_tensor_value_info("x_out", kinds.FLOAT, None),
+        ],
+    )
+    graph = model.graph
+    (given,) = graph.input
+    for node in graph.node:
+        for number, name in enumerate(node.input):
+            if name == given.name:
+                node.input[number] = "looped"
+    graph.initializer.extend([rounds, going])
+    loop = helper.make_node("Loop", ["rounds", "going", given.name], ["looped"], body=body)
+    graph.node.insert(0, loop)
+    return model
+
+
+def test_a_follower_that_is_killed_again_and_again_harms_nobody(
+    followed: Callable[..., Followed],
+) -> None:
+    """It may run short of memory for days: nothing must be left of each."""
+    server = followed()
+    workers = server.workers()
+    descriptors = Path(f"/proc/{server.server.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(3):
+        wait_until(lambda: len(server.children() - workers) == 1)
+        (follower,) = server.children() - workers
+        os.kill(follower, signal.SIGKILL)
+        wait_until(lambda: follower not in server.children())  # noqa: B023
+    wait_until(lambda: len(server.children() - workers) == 1)
+
+    assert len(list(descriptors.iterdir())) <= before
+    server.move("2")
+    server.wait_until_served("2")
+    assert server.workers() == workers
+
+
 @pytest.mark.parametrize("content", [b"../../etc\n", b"\xff", b""])
 def test_an_alias_that_names_no_version_changes_nothing(
     content: bytes, shared_server: Followed
 ) -> None:
-    shared_server.store.put("flowers/aliases/stable", content)
+    shared_server.write(content)
 
     wait_until(lambda: shared_server.degraded() is not None)
-    assert str(shared_server.degraded()).startswith("flowers@stable: ")
+    assert str(shared_server.degraded()).startswith(f"flowers@{shared_server.alias}: ")
     assert shared_server.served() == "1"
 
     shared_server.move("1")
@@ -318,7 +425,7 @@ def test_serving_goes_on_while_the_store_is_away(
             wait_until(lambda: server.degraded() is not None)
             assert "Check that the store can be reached" in str(server.degraded())
             assert server.served() == "1"
-            bucket.put("flowers/aliases/stable", b"2\n")
+            server.move("2")
 
         server.wait_until_served("2")
         wait_until(lambda: server.degraded() is None)
@@ -362,7 +469,7 @@ def test_a_bounded_cache_keeps_what_is_served_and_forgets_what_was(
 
 
 def test_the_replacement_of_a_killed_worker_serves_what_its_sibling_serves(
-    followed: Callable[..., Followed], bucket: HttpStandIn
+    followed: Callable[..., Followed],
 ) -> None:
     """Not what the server was started with, nor what the alias names and nobody could open."""
     server = followed(WORKERS="2")
@@ -377,8 +484,28 @@ def test_the_replacement_of_a_killed_worker_serves_what_its_sibling_serves(
     wait_until(lambda: len(server.workers() - before) == 1)
     with httpx.Client(base_url=server.server.url) as client:
         assert {client.get("/metadata").json()["version"] for _ in range(20)} == {"2"}
-    bucket.put("flowers/aliases/stable", b"1\n")
+    server.move("1")
     wait_until(lambda: {server.served() for _ in range(20)} == {"1"})
+
+
+def test_what_a_worker_cannot_open_shows_no_path(versions: Path, tmp_path: Path) -> None:
+    """/metadata is for everybody."""
+    store = FileStandIn(tmp_path)
+    for version in ("1", "3"):
+        publish_in(store, versions / version)
+    with Followed(store, str(tmp_path / "models"), tmp_path / "cache") as server:
+        (worker,) = server.workers()
+        allowed = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(worker, resource.RLIMIT_AS, (allowed + 1_000_000, -1))
+        server.move("3")
+
+        wait_until(lambda: server.degraded() is not None)
+        assert str(server.degraded()).startswith("3: ")
+        assert str(tmp_path) not in str(server.degraded())
+        assert server.served() == "1"
+        assert server.metric("model_open_failures_total") >= 1
+        resource.prlimit(worker, resource.RLIMIT_AS, (-1, -1))
+        server.wait_until_served("3")
 
 
 def test_a_local_store_is_followed_in_place(versions: Path, tmp_path: Path) -> None:

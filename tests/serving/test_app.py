@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,9 +16,10 @@ from onnx import TensorProto, helper
 
 from model_in_image.source import ModelInImageSettings
 from serving.app import App, create_app
-from serving.contract import ContractMismatch
+from serving.contract import ContractMismatch, read_contract
 from serving.logs import JsonFormatter
 from serving.model import Model
+from serving.source import Current
 from tests.servers import ROWS, Start
 from training.own import make_contract
 
@@ -71,6 +73,22 @@ def test_an_application_is_not_ready_before_its_model_is(store: Path) -> None:
     assert prediction.status_code == metadata.status_code == 503
     assert prediction.json() == {"error": "the model is not loaded yet"}
     assert live.status_code == 200
+
+
+def test_a_worker_opens_what_is_current_by_its_own_contract(store: Path, tmp_path: Path) -> None:
+    """A worker that starts late must not call one version's model by the other's name."""
+    second = tmp_path / "iris" / "2"
+    shutil.copytree(store / "iris" / "1", second)
+    contract = read_contract(second)
+    (second / "contract.json").write_text(contract.model_copy(update={"version": "2"}).to_json())
+    app = app_of(store / "iris" / "1")
+    app.current.set(Current("2", str(second)))
+
+    async def ask() -> httpx.Response:
+        async with app.router.lifespan_context(app), client_of(app) as client:
+            return await client.post("/predict", json={"data": ROWS})
+
+    assert asyncio.run(ask()).headers["model-version"] == "2"
 
 
 def test_a_wrong_file_is_refused_before_anything_is_opened(artifact: Path) -> None:
