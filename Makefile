@@ -19,6 +19,10 @@ SAMPLE =
 LABELS =
 UPGRADE =
 
+IMAGE_TAG =
+REGISTRY =
+DOCKER ?= docker
+
 MODE = model_in_image
 MODEL = $(STORE)/iris/1
 PORT = 8000
@@ -26,7 +30,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -64,6 +68,19 @@ serve: setup ## Start one server: MODE=model_in_image|model_load MODEL=models/ir
 
 predict: setup ## Ask the server on PORT=8000 for a prediction of its own sample
 	@.venv/bin/python -m release predict --url http://127.0.0.1:$(PORT)
+
+##@ Images
+build: setup ## Build both images with MODEL=models/iris/1, which STORE=models must hold; IMAGE_TAG=… REGISTRY=… DOCKER=docker
+	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release build $(call option,MODEL,model) \
+		$(call option,STORE,store) $(call option,IMAGE_TAG,image-tag) $(call option,REGISTRY,registry)
+
+build-model: setup ## Build an image of MODEL=models/iris/1 alone, which Kubernetes can mount
+	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release build-model $(call option,MODEL,model) \
+		$(call option,STORE,store) $(call option,REGISTRY,registry)
+
+sbom: setup-dev ## Write what is in the images that were built, as CycloneDX, into sbom/
+	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release sbom --to=sbom $(call option,MODEL,model) \
+		$(call option,STORE,store) $(call option,IMAGE_TAG,image-tag) $(call option,REGISTRY,registry)
 
 ##@ Development
 check: setup-dev ## Lint, format, types; locks and README in step with the code

@@ -1,7 +1,9 @@
 """`python -m release …`: the tools behind make's targets."""
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,11 @@ import httpx
 import typer
 
 from release import local
+from release.docker import DockerError
+from release.images import BuildError, Release
 from release.server_process import ServerDidNotStart
+from serving.contract import ContractMismatch
+from serving.errors import StartupError
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -44,6 +50,56 @@ def predict(
         local.show(url, url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         sys.exit(f"{url}: {error}. Is a server running there? `make run` starts two.")
+
+
+Model = Annotated[Path, typer.Option(help="artifact, below this directory")]
+Store = Annotated[str, typer.Option(help="model store that must hold it")]
+ImageTag = Annotated[str | None, typer.Option(help="tag instead of the git revision")]
+Registry = Annotated[str | None, typer.Option(help="what comes before the images' names")]
+
+
+@cli.command()
+def build(
+    model: Model,
+    store: Store,
+    image_tag: ImageTag = None,
+    registry: Registry = None,
+) -> None:
+    """Build the image of each mode, and say what they weigh."""
+    with _failures_as_text():
+        Release.of(model, store, image_tag, registry).build()
+
+
+@cli.command()
+def sbom(
+    model: Model,
+    store: Store,
+    to: Annotated[Path, typer.Option(help="directory for the files")],
+    image_tag: ImageTag = None,
+    registry: Registry = None,
+) -> None:
+    """Write what is in each image as CycloneDX."""
+    from release.sbom import write  # noqa: PLC0415 - its library is for development
+
+    with _failures_as_text():
+        release = Release.of(model, store, image_tag, registry)
+        for image in (release.image, release.server):
+            print(write(image, to))
+
+
+@cli.command()
+def build_model(model: Model, store: Store, registry: Registry = None) -> None:
+    """Build the artifact's own image, which Kubernetes can mount."""
+    with _failures_as_text():
+        Release.of(model, store, None, registry).build_data()
+
+
+@contextlib.contextmanager
+def _failures_as_text() -> Iterator[None]:
+    try:
+        yield
+    except (BuildError, ContractMismatch, DockerError, StartupError) as failed:
+        sys.exit(str(failed))
 
 
 if __name__ == "__main__":

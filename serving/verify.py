@@ -2,11 +2,12 @@
 
 Called before the fork (files), when a session is opened (tensors and golden rows), and
 by training before it publishes. Every check returns all differences it finds, each with
-what was expected and what came.
+what was expected and what came. `python -m serving.verify DIR` makes all of them at once.
 """
 
 import hashlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def open_session(contract: Contract, directory: Path) -> onnxruntime.InferenceSe
     try:
         return session_of(directory / MODEL_FILE)
     except Exception as error:
-        raise ContractMismatch(str(directory), [_why_not_loaded(contract, error)]) from error
+        said = _one_line(error).replace(str(directory / MODEL_FILE), MODEL_FILE)
+        raise ContractMismatch(str(directory), [_why_not_loaded(contract, said)]) from error
 
 
 def session_of(model: Path | bytes) -> onnxruntime.InferenceSession:
@@ -143,6 +145,17 @@ def session_differences(contract: Contract, session: onnxruntime.InferenceSessio
     for output in contract.outputs:
         found += _golden_differences(output, contract.golden, expected[output.name], came)
     return found
+
+
+def verify(directory: Path) -> Contract:
+    """Return the contract of an artifact that this runtime can serve, the golden rows included.
+
+    Raises ContractMismatch with every difference.
+    """
+    contract = verify_files(directory)
+    if found := session_differences(contract, open_session(contract, directory)):
+        raise ContractMismatch(str(directory), found)
+    return contract
 
 
 def tensors_of(nodes: list[Any]) -> tuple[Tensor, ...]:
@@ -209,9 +222,8 @@ def _golden_differences(
     return [f"{where} expected {expected[first]}, got {got[first]} ({tolerance}; {count})"]
 
 
-def _why_not_loaded(contract: Contract, error: Exception) -> str:
+def _why_not_loaded(contract: Contract, said: str) -> str:
     """Name the opset or IR version when that is why; onnxruntime's own words otherwise."""
-    said = _one_line(error)
     runtime = f"onnxruntime {onnxruntime.__version__}"
     if ir := re.search(r"max supported IR version: (\d+)", said):
         return (
@@ -226,3 +238,11 @@ def _why_not_loaded(contract: Contract, error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    try:
+        verified = verify(Path(sys.argv[1]))
+    except ContractMismatch as mismatch:
+        sys.exit(str(mismatch))
+    print(f"{verified.name}/{verified.version}: the model is what its contract says")  # noqa: T201

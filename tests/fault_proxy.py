@@ -141,10 +141,14 @@ class FaultProxy:
     """A proxy in front of `upstream`, open in a `with`.
 
     upstream: the store's address, http://host:port. `otherwise` is what happens to requests
-    for which no fault was injected. `exchanges` holds every request so far, in order.
+    for which no fault was injected, `host` the address it listens on. `exchanges` holds every
+    request so far, in order.
     """
 
-    def __init__(self, upstream: str, otherwise: Fault | None = None) -> None:
+    def __init__(
+        self, upstream: str, otherwise: Fault | None = None, host: str = "127.0.0.1"
+    ) -> None:
+        self.host = host
         self.upstream = urlsplit(upstream).netloc
         self.exchanges: list[Exchange] = []
         self._otherwise = otherwise or Fault()
@@ -154,9 +158,9 @@ class FaultProxy:
         # Never listens: it only keeps the port while the proxy refuses connections.
         self._placeholder = socket.socket()
         self._placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._placeholder.bind(("127.0.0.1", 0))
+        self._placeholder.bind((host, 0))
         self.port: int = self._placeholder.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self._listener = _Listener(self)
 
     def __enter__(self) -> Self:
@@ -233,7 +237,7 @@ class _Listener(ThreadingHTTPServer):
     def __init__(self, proxy: FaultProxy) -> None:
         self.proxy = proxy
         self._connections: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", proxy.port), _Handler)
+        super().__init__((proxy.host, proxy.port), _Handler)
         self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_SECONDS,))
         self._thread.start()
 

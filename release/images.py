@@ -1,0 +1,192 @@
+"""Build the images of a release, and say what each layer of them costs: `make build`.
+
+The artifact must be in the model store already: an image is thrown away one day, the
+model that was in it is not.
+"""
+
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import BaseError
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from release.docker import Layer, docker, layers
+from serving.bucket import first_line, open_bucket
+from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract
+from serving.verify import verify_files
+
+# The Dockerfiles copy a layer from a folder of its name.
+_COPY = "COPY /layers/"
+
+
+class BuildError(Exception):
+    """What keeps images from being built, for the person who asked for them."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """An artifact below this directory and the server in it, as images.
+
+    server_tag: None takes the git revision. registry: "" or what ends in a slash.
+    """
+
+    model: Path
+    contract: Contract
+    server_tag: str | None
+    registry: str
+
+    @classmethod
+    def of(cls, model: Path, store: str, tag: str | None, registry: str | None) -> "Release":
+        """Return what is to be built, the store being seen to hold the model.
+
+        Raises BuildError, and ContractMismatch when the artifact is not what its contract says.
+        """
+        if Path.cwd() not in model.absolute().parents:
+            raise BuildError(f"MODEL: expected a directory below {Path.cwd()}, got {model}")
+        contract = verify_files(model)
+        if _in_store(store, contract) != (model / CONTRACT_FILE).read_bytes():
+            raise BuildError(
+                f"STORE: {store} does not hold {contract.name}/{contract.version} as it is in "
+                f"{model}. Publish it first: an image is no place to keep a model."
+            )
+        prefix = f"{registry.rstrip('/')}/" if registry else ""
+        return cls(model, contract, tag, prefix)
+
+    @property
+    def tag(self) -> str:
+        """The server's tag. Raises BuildError where there is neither one nor a revision."""
+        return self.server_tag or _revision("--abbrev=12", "--dirty")
+
+    @property
+    def image(self) -> str:
+        """The image of the server with the model in it."""
+        return f"{self.registry}model_in_image:{self.tag}-{self._version}"
+
+    @property
+    def server(self) -> str:
+        """The image of the server that loads a model."""
+        return f"{self.registry}model_load:{self.tag}"
+
+    @property
+    def data(self) -> str:
+        """The image that is the artifact alone."""
+        return f"{self.registry}model:{self._version}"
+
+    def build(self) -> None:
+        """Build the image of each mode, and print what they weigh. Raises DockerError."""
+        seconds = {
+            self.image: self._build(self.image, "model_in_image", *self._of_the_model()),
+            self.server: self._build(self.server, "model_load"),
+        }
+        made = layers([*seconds])
+        _show(made, seconds)
+        files = (self.model / MODEL_FILE, self.model / CONTRACT_FILE)
+        _show_transfers(made, sum(file.stat().st_size for file in files))
+
+    def build_data(self) -> None:
+        """Build the artifact's own image, and print what it weighs. Raises DockerError."""
+        options = ("--target", "model", *self._of_the_model())
+        seconds = {self.data: self._build(self.data, "model_in_image", *options)}
+        _show(layers([*seconds]), seconds)
+
+    @property
+    def _version(self) -> str:
+        return f"{self.contract.name}-{self.contract.version}"
+
+    def _of_the_model(self) -> list[str]:
+        return _arguments(
+            MODEL=self.model.absolute().relative_to(Path.cwd()).as_posix(),
+            MODEL_NAME=self.contract.name,
+            MODEL_VERSION=self.contract.version,
+            MODEL_SHA256=self.contract.model.sha256,
+        )
+
+    def _build(self, image: str, mode: str, *options: str) -> float:
+        """Build an image, and return the seconds that took."""
+        started = time.monotonic()
+        version = image.rpartition(":")[2]
+        try:
+            revision = _revision("--abbrev=40", "--dirty")
+        except BuildError:
+            revision = "unknown"
+        labels = _arguments(REVISION=revision, VERSION=version)
+        docker("build", "-f", f"Dockerfile.{mode}", "-t", image, *options, *labels, ".", show=True)
+        return time.monotonic() - started
+
+
+def _arguments(**values: str) -> list[str]:
+    return [word for name, value in values.items() for word in ("--build-arg", f"{name}={value}")]
+
+
+def _in_store(store: str, contract: Contract) -> bytes | None:
+    """Return what a store holds as the contract of a version; None where there is none."""
+    path = f"{contract.name}/{contract.version}/{CONTRACT_FILE}"
+    try:
+        if "://" in store:
+            return bytes(obstore.get(open_bucket(store), path).bytes())
+        return (Path(store) / path).read_bytes()
+    except FileNotFoundError:
+        return None
+    except (BaseError, OSError) as error:
+        raise BuildError(f"STORE: {store}: {first_line(error)}") from None
+
+
+def _revision(*options: str) -> str:
+    """Return the commit that is checked out, marked where it was changed."""
+    command = ["git", "describe", "--always", "--exclude=*", *options]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        raise BuildError("IMAGE_TAG: expected to be set where there is no git revision") from None
+
+
+def _part(layer: Layer) -> str:
+    """Return which part of an image a layer is: of ours by its instruction, else the base."""
+    if layer.created_by.startswith(_COPY):
+        return layer.created_by.removeprefix(_COPY).partition("/")[0]
+    return "base"
+
+
+def _show(images: dict[str, list[Layer]], seconds: dict[str, float]) -> None:
+    """Print what each image is made of."""
+    console = Console(highlight=False)
+    for image, made in images.items():
+        console.print(f"\n{image}, built in {seconds[image]:.0f} s", soft_wrap=True)
+        table = _table("layer", "adds", "compressed")
+        for part in dict.fromkeys(map(_part, made)):
+            table.add_row(part, *_sum(layer for layer in made if _part(layer) == part))
+        table.add_section()
+        table.add_row("in all", *_sum(made))
+        console.print(table)
+
+
+def _show_transfers(images: dict[str, list[Layer]], artifact_bytes: int) -> None:
+    """Print what a node transfers: at first all of it, then what changed."""
+    table = _table("image", "first model", "next model", "next server", "pulled at start")
+    for image, made in images.items():
+        mode = image.rpartition("/")[2].partition(":")[0]
+        model, server = (
+            [layer for layer in made if _part(layer) in parts]
+            for parts in ({"model"}, {"server", mode})
+        )
+        pulled = "nothing" if model else decimal(artifact_bytes)
+        table.add_row(mode, *(_sum(some)[1] for some in (made, model, server)), pulled)
+    Console(highlight=False).print("\nWhat a node transfers, compressed", table, sep="\n")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _sum(some: Iterable[Layer]) -> tuple[str, str]:
+    sizes = [(layer.size_bytes, layer.transfer_bytes) for layer in some]
+    return decimal(sum(size for size, _ in sizes)), decimal(sum(size for _, size in sizes))
