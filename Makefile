@@ -41,7 +41,7 @@ run: setup ## Train MODEL=models/iris/1 if it is not there, start both servers, 
 		$(call option,IMAGE_PORT,image-port) $(call option,LOAD_PORT,load-port)
 
 test: setup-dev tests/node_modules/.package-lock.json ## Run the whole test suite
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \

@@ -25,6 +25,9 @@ from tests.fault_proxy import FaultProxy
 from tests.servers import ROWS, wait_until
 from tests.stand_ins import STAND_INS, unavailable
 
+# One process builds them and looks at them.
+pytestmark = pytest.mark.xdist_group("images")
+
 ROOT = Path(__file__).parent.parent
 DOCKERFILES = ("Dockerfile.model_in_image", "Dockerfile.model_load")
 # As a cluster runs them.

@@ -131,7 +131,9 @@ def test_a_second_start_on_a_node_transfers_the_contract_only(
 
 
 @pytest.mark.parametrize(
-    "fault", [Cut(1_500_000), Stall(1_500_000), Status(500), Status(429)], ids=str
+    "fault",
+    [Cut(1_500_000), Stall(1_500_000), Status(500), Status(429)],
+    ids=lambda fault: type(fault).__name__,
 )
 def test_a_failing_network_is_tried_again(proxy: FaultProxy, fault: Fault, tmp_path: Path) -> None:
     proxy.inject(fault, path=MODEL)
