@@ -19,6 +19,8 @@ SAMPLE =
 LABELS =
 UPGRADE =
 
+URLS = http://127.0.0.1:8000 http://127.0.0.1:8001
+FORMAT =
 IMAGE_TAG =
 REGISTRY =
 DOCKER ?= docker
@@ -30,7 +32,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom inventory lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -81,6 +83,11 @@ build-model: setup ## Build an image of MODEL=models/iris/1 alone, which Kuberne
 sbom: setup-dev ## Write what is in the images that were built, as CycloneDX, into sbom/
 	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release sbom --to=sbom $(call option,MODEL,model) \
 		$(call option,STORE,store) $(call option,IMAGE_TAG,image-tag) $(call option,REGISTRY,registry)
+
+##@ The record
+inventory: setup ## Ask the servers at URLS="http://…" what they are: FORMAT=table|json|markdown|html; fails when anything does not agree
+	@.venv/bin/python -m release inventory --urls=$(call quoted,$(URLS)) $(call option,STORE,store) \
+		$(call option,FORMAT,format)
 
 ##@ Development
 check: setup-dev ## Lint, format, types; locks and README in step with the code

@@ -13,7 +13,9 @@ import typer
 from release import local
 from release.docker import DockerError
 from release.images import BuildError, Release
+from release.inventory import FORMATS, ask, disagreements, show
 from release.server_process import ServerDidNotStart
+from release.store import StoreError
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
 
@@ -94,11 +96,32 @@ def build_model(model: Model, store: Store, registry: Registry = None) -> None:
         Release.of(model, store, None, registry).build_data()
 
 
+@cli.command()
+def inventory(
+    urls: Annotated[str, typer.Option(help="addresses of servers, by spaces")],
+    store: Store,
+    format: Annotated[  # noqa: A002 - the option's name
+        str, typer.Option(help="table, json, markdown or html")
+    ] = "table",
+) -> None:
+    """Say what runs where, and what of it does not agree; 1 when anything does not."""
+    with _failures_as_text():
+        replicas, silent = ask(urls.split())
+        found = list(dict.fromkeys([*silent, *disagreements(replicas, store)]))
+        if format == "table":
+            show(replicas, found)
+        elif format in FORMATS:
+            print(FORMATS[format](replicas, found))
+        else:
+            sys.exit(f"FORMAT: expected table, {', '.join(FORMATS)}, got {format}")
+    sys.exit(bool(found))
+
+
 @contextlib.contextmanager
 def _failures_as_text() -> Iterator[None]:
     try:
         yield
-    except (BuildError, ContractMismatch, DockerError, StartupError) as failed:
+    except (BuildError, ContractMismatch, DockerError, StartupError, StoreError) as failed:
         sys.exit(str(failed))
 
 

@@ -10,14 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import obstore
-from obstore.exceptions import BaseError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from release.docker import Layer, docker, layers
-from serving.bucket import first_line, open_bucket
+from release.store import contract_in
 from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract
 from serving.verify import verify_files
 
@@ -45,12 +43,14 @@ class Release:
     def of(cls, model: Path, store: str, tag: str | None, registry: str | None) -> "Release":
         """Return what is to be built, the store being seen to hold the model.
 
-        Raises BuildError, and ContractMismatch when the artifact is not what its contract says.
+        Raises BuildError and StoreError, and ContractMismatch when the artifact is not what
+        its contract says.
         """
         if Path.cwd() not in model.absolute().parents:
             raise BuildError(f"MODEL: expected a directory below {Path.cwd()}, got {model}")
         contract = verify_files(model)
-        if _in_store(store, contract) != (model / CONTRACT_FILE).read_bytes():
+        held = contract_in(store, contract.name, contract.version)
+        if held != (model / CONTRACT_FILE).read_bytes():
             raise BuildError(
                 f"STORE: {store} does not hold {contract.name}/{contract.version} as it is in "
                 f"{model}. Publish it first: an image is no place to keep a model."
@@ -115,26 +115,13 @@ class Release:
             revision = _revision("--abbrev=40", "--dirty")
         except BuildError:
             revision = "unknown"
-        labels = _arguments(REVISION=revision, VERSION=version)
+        labels = _arguments(IMAGE=image, REVISION=revision, VERSION=version)
         docker("build", "-f", f"Dockerfile.{mode}", "-t", image, *options, *labels, ".", show=True)
         return time.monotonic() - started
 
 
 def _arguments(**values: str) -> list[str]:
     return [word for name, value in values.items() for word in ("--build-arg", f"{name}={value}")]
-
-
-def _in_store(store: str, contract: Contract) -> bytes | None:
-    """Return what a store holds as the contract of a version; None where there is none."""
-    path = f"{contract.name}/{contract.version}/{CONTRACT_FILE}"
-    try:
-        if "://" in store:
-            return bytes(obstore.get(open_bucket(store), path).bytes())
-        return (Path(store) / path).read_bytes()
-    except FileNotFoundError:
-        return None
-    except (BaseError, OSError) as error:
-        raise BuildError(f"STORE: {store}: {first_line(error)}") from None
 
 
 def _revision(*options: str) -> str:

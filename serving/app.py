@@ -6,6 +6,7 @@ lifespan. FastAPI holds the documentation and everything that is not hot (routes
 
 import asyncio
 import contextlib
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs, routes
 from serving.contract import Contract, ContractMismatch
+from serving.environment import other_versions
 from serving.inventory import Inventory
 from serving.metrics import Metrics
 from serving.model import Model
@@ -69,7 +71,7 @@ class App(FastAPI):
             )
         self._hot = self._hot_endpoints()
         health = routes.health(self._runner)
-        operations = routes.operations(self._runner, self._metrics, Inventory(settings))
+        operations = routes.operations(self._metrics, Inventory(settings, self._runner))
         public = [health, routes.description(self._runner), routes.documentation()]
         self._management = None
         if settings.management_port is None:
@@ -199,6 +201,8 @@ class App(FastAPI):
             sha256=contract.model.sha256,
             seconds=round(model.load_seconds, 4),
         )
+        # It takes as long as opening a small model, and nobody waits for it.
+        threading.Thread(target=_say_other_versions, args=(contract,), daemon=True).start()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the lifespan, saying a model that cannot be served as text, not as a traceback."""
@@ -221,6 +225,12 @@ def create_app(settings: Settings, model_dir: Path, *, follows: bool = False) ->
     """
     contract = verify_files(model_dir, settings.contract_sha256)
     return App(settings, contract, model_dir, follows=follows)
+
+
+def _say_other_versions(contract: Contract) -> None:
+    """Log what training ran on and this server does not; the golden rows came out right."""
+    if found := other_versions(contract.origin.environment):
+        logs.info("other_versions_than_in_training", **found)
 
 
 def _include(app: FastAPI, routers: list[APIRouter]) -> None:

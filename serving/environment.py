@@ -4,7 +4,22 @@ Used by inventory.py and by training, so that the two can be compared word for w
 """
 
 import platform
+from functools import cache
 from importlib import metadata
+from pathlib import Path
+
+from serving.contract import Environment
+
+# What onnxruntime's kernels ask the processor for (its mlas/lib/platform.cpp), as Linux
+# names it on x86-64 and on ARM.
+_CPU_FEATURES = frozenset(
+    {
+        *("sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni"),
+        *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"),
+        *("amx_tile", "amx_int8", "amx_bf16"),
+        *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
+    }
+)
 
 
 def operating_system() -> str:
@@ -16,12 +31,40 @@ def operating_system() -> str:
     return f"{name} ({platform.machine()})"
 
 
+@cache
 def packages() -> dict[str, str]:
     """Return every installed distribution with its version, by normalized name."""
-    installed = {
-        normalized(found.metadata["Name"]): found.version for found in metadata.distributions()
-    }
+    installed: dict[str, str] = {}
+    for found in metadata.distributions():
+        # The first on the path is the one that is imported.
+        installed.setdefault(normalized(found.metadata["Name"]), found.version)
     return dict(sorted(installed.items()))
+
+
+@cache
+def cpu_features() -> list[str]:
+    """Return what this processor has of what onnxruntime makes use of; [] where none is known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return sorted(_CPU_FEATURES.intersection(flags.split()))
+
+
+def other_versions(trained: Environment) -> dict[str, dict[str, str]]:
+    """Return every version that training had and this process has otherwise.
+
+    By `python`, `os` or the package: {"trained": …, "here": …}. What only one of them has
+    is no difference: a server needs no scikit-learn.
+    """
+    here = {"python": platform.python_version(), "os": operating_system(), **packages()}
+    there = {"python": trained.python, "os": trained.os, **trained.libraries}
+    return {
+        name: {"trained": version, "here": here[name]}
+        for name, version in there.items()
+        if name in here and here[name] != version
+    }
 
 
 def normalized(name: str) -> str:

@@ -1,7 +1,7 @@
 """What /metadata and /label say of the model: all of it from the contract.
 
 The first six fields are the book's; the rest is what a client or a page needs to know.
-Library versions are not for the predict port: they are in /inventory.
+What every library's version is is not for the predict port: that is in /inventory.
 """
 
 from typing import Any

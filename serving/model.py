@@ -16,10 +16,10 @@ from typing import Self
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
-from serving.contract import Array, Contract, ContractMismatch
+from serving.contract import CONTRACT_FILE, Array, Contract, ContractMismatch
 from serving.errors import RequestError
 from serving.rows import Rows, why_no_rows
-from serving.verify import open_session, session_differences
+from serving.verify import open_session, session_differences, sha256_of
 
 _RUN_ERRORS = (InvalidArgument, Fail, RuntimeException)
 _OUT_OF_MEMORY = "allocate memory"
@@ -31,6 +31,7 @@ class Model:
 
     rows: the codec of /predict, None where requests cannot be written as rows.
     headers: what every prediction carries, so that an answer says which model made it.
+    contract_sha256: of contract.json; with an image it is what a release is.
     seconds_per_row: what one golden row cost in this process, the session being warm.
     """
 
@@ -39,6 +40,7 @@ class Model:
     session: onnxruntime.InferenceSession
     rows: Rows | None
     headers: list[tuple[bytes, bytes]]
+    contract_sha256: str
     seconds_per_row: float
     loaded_at: datetime
     load_seconds: float
@@ -63,6 +65,7 @@ class Model:
                 (b"model-version", contract.version.encode()),
                 (b"model-sha256", contract.model.sha256.encode()),
             ],
+            contract_sha256=sha256_of(directory / CONTRACT_FILE),
             seconds_per_row=_seconds_per_row(contract, session),
             loaded_at=datetime.now(UTC),
             load_seconds=time.perf_counter() - started,

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from serving.contract import arrays
+from serving.environment import other_versions
 from serving.errors import RequestError
 from serving.inventory import Inventory
 from serving.metadata import labels, metadata
@@ -57,9 +58,15 @@ def description(runner: Runner) -> APIRouter:
     async def model_metadata() -> dict[str, Any]:
         """Describe the model: inputs, outputs, a sample of each, purpose and version.
 
-        `degraded` says why it is not the version that should be served; null when it is.
+        `degraded` says why it is not the version that should be served, null when it is;
+        `other_versions` what training ran on and this server does not.
         """
-        return {**metadata(runner.model.contract), "degraded": runner.degraded}
+        contract = runner.model.contract
+        return {
+            **metadata(contract),
+            "other_versions": other_versions(contract.origin.environment),
+            "degraded": runner.degraded,
+        }
 
     @router.get("/label")
     async def model_labels() -> dict[str, str]:
@@ -79,7 +86,7 @@ def description(runner: Runner) -> APIRouter:
     return router
 
 
-def operations(runner: Runner, metrics: Metrics, inventory: Inventory) -> APIRouter:
+def operations(metrics: Metrics, inventory: Inventory) -> APIRouter:
     """Return the paths for those who run the service."""
     router = APIRouter(tags=["operations"])
 
@@ -91,7 +98,7 @@ def operations(runner: Runner, metrics: Metrics, inventory: Inventory) -> APIRou
     @router.get("/inventory")
     async def what_runs() -> dict[str, Any]:
         """Say what this process is and which model it serves."""
-        return inventory.describe(runner.model)
+        return inventory.describe()
 
     return router
 

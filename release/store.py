@@ -1,0 +1,30 @@
+"""What a model store holds, for tools that compare it with images and servers."""
+
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import BaseError
+
+from serving.bucket import first_line, open_bucket
+from serving.contract import CONTRACT_FILE
+
+
+class StoreError(Exception):
+    """A model store that cannot be asked, and why."""
+
+
+def contract_in(store: str, name: str, version: str) -> bytes | None:
+    """Return a version's contract.json; None where the store does not have it.
+
+    store: a directory or a bucket's URI. Raises StoreError, and StartupError for a URI that
+    can mean no store.
+    """
+    path = f"{name}/{version}/{CONTRACT_FILE}"
+    try:
+        if "://" in store:
+            return bytes(obstore.get(open_bucket(store), path).bytes())
+        return (Path(store) / path).read_bytes()
+    except FileNotFoundError:
+        return None
+    except (BaseError, OSError) as error:
+        raise StoreError(f"STORE: {store}: {first_line(error)}") from None

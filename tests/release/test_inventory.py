@@ -1,0 +1,150 @@
+"""The record of what runs: asked of real servers, with what does not agree planted."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from release.server_process import ServerProcess
+from serving.contract import read_contract
+from tests.servers import DATASETS, start
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def inventory(urls: list[str], store: Path, form: str) -> subprocess.CompletedProcess[str]:
+    """Run the command behind `make inventory`."""
+    command = ["inventory", f"--urls={' '.join(urls)}", f"--store={store}", f"--format={form}"]
+    return subprocess.run(
+        [sys.executable, "-m", "release", *command],
+        env={**os.environ, "COLUMNS": "200"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Four servers, two versions in both modes, and the three things wrong with them."""
+
+    urls: list[str]
+    store: Path
+    old: str
+    gone: str
+
+
+@pytest.fixture(scope="module")
+def planted(two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+    store = tmp_path_factory.mktemp("record") / "models"
+    for version in ("1", "2"):
+        shutil.copytree(two_csv_versions / "flowers" / version, store / "flowers" / version)
+    contract = read_contract(store / "flowers" / "2")
+    empty = contract.model_copy(update={"purpose": ""})
+    (store / "flowers" / "2" / "contract.json").write_text(empty.to_json())
+    older = tmp_path_factory.mktemp("older") / "onnxruntime-1.20.0.dist-info"
+    older.mkdir()
+    (older / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.20.0\n")
+    with ExitStack() as running:
+        started: list[ServerProcess] = [
+            running.enter_context(start(mode, store / "flowers" / version, **settings))
+            for mode, version, settings in (
+                ("model_in_image", "1", {}),
+                ("model_in_image", "2", {}),
+                ("model_load", "1", {"PYTHONPATH": str(older.parent)}),
+                ("model_load", "2", {"WORKERS": "2"}),
+            )
+        ]
+        urls = [server.wait_until_ready().url for server in started]
+        shutil.rmtree(store / "flowers" / "1")
+        yield Planted(urls, store, old=urls[2], gone="flowers/1")
+
+
+def test_one_table_shows_all_that_runs_and_names_what_is_wrong(planted: Planted) -> None:
+    shown = inventory(planted.urls, planted.store, "table")
+
+    assert shown.returncode == 1
+    for url in planted.urls:
+        assert url in shown.stdout
+    assert f"{planted.old}: flowers/1: onnxruntime 1.20.0, its training had" in shown.stdout
+    for url in (planted.urls[0], planted.urls[2]):
+        assert f"{url}: {planted.gone}: {planted.store} does not have it" in shown.stdout
+    for url in (planted.urls[1], planted.urls[3]):
+        assert f"{url}: flowers/2: its contract's purpose is empty" in shown.stdout
+
+
+def test_every_worker_is_a_replica_and_its_whole_answer_is_kept(planted: Planted) -> None:
+    made = json.loads(inventory(planted.urls, planted.store, "json").stdout)
+
+    assert [one["url"] for one in made["replicas"]] == [*planted.urls, planted.urls[3]]
+    assert len({one["pid"] for one in made["replicas"]}) == 5
+    old = made["replicas"][2]
+    trained = read_contract(planted.store / "flowers" / "2").origin.environment.libraries
+    assert old["model"]["other_versions"] == {
+        "onnxruntime": {"trained": trained["onnxruntime"], "here": "1.20.0"}
+    }
+    assert any("all that runs: onnxruntime differs" in line for line in made["disagreements"])
+
+
+@pytest.mark.parametrize("form", ["markdown", "html"])
+def test_the_record_can_be_kept_as_a_page(form: str, planted: Planted) -> None:
+    made = inventory(planted.urls, planted.store, form).stdout
+
+    for word in ("make train", "float32[N,4]", "purpose is empty", "trained from"):
+        assert word in made
+    # Nothing from outside is needed to read it.
+    assert "http" not in made.replace("http://127.0.0.1:", "")
+
+
+def test_what_agrees_passes(store: Path) -> None:
+    """Or nobody could use it in CI."""
+    with ExitStack() as running:
+        urls = [
+            running.enter_context(start(mode, store / dataset / "1")).wait_until_ready().url
+            for dataset, mode in zip(
+                DATASETS, ("model_in_image", "model_load", "model_load"), strict=True
+            )
+        ]
+        shown = inventory(urls, store, "table")
+
+    assert shown.returncode == 0, shown.stdout
+    assert "Everything agrees." in shown.stdout
+
+
+def test_a_server_that_does_not_answer_is_named(store: Path) -> None:
+    """What could not be asked has not been found in order."""
+    shown = inventory(["http://127.0.0.1:9"], store, "table")
+
+    assert shown.returncode == 1
+    assert "http://127.0.0.1:9: no /inventory there" in shown.stdout
+
+
+def test_training_on_other_versions_is_said_at_the_start_and_in_the_metadata(
+    store: Path, tmp_path: Path
+) -> None:
+    """The version trap: golden rows pass today, and somebody wonders a year later."""
+    artifact = Path(shutil.copytree(store / "iris" / "1", tmp_path / "iris" / "1"))
+    contract = read_contract(artifact)
+    libraries = {**contract.origin.environment.libraries, "numpy": "1.0"}
+    environment = contract.origin.environment.model_copy(update={"libraries": libraries})
+    origin = contract.origin.model_copy(update={"environment": environment})
+    (artifact / "contract.json").write_text(
+        contract.model_copy(update={"origin": origin}).to_json()
+    )
+
+    with start("model_in_image", artifact) as server:
+        server.wait_until_ready()
+        metadata = httpx.get(f"{server.url}/metadata").json()
+
+    assert metadata["other_versions"]["numpy"]["trained"] == "1.0"
+    (said,) = server.events("other_versions_than_in_training")
+    assert said["numpy"] == metadata["other_versions"]["numpy"]
