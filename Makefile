@@ -21,6 +21,10 @@ UPGRADE =
 
 URLS = http://127.0.0.1:8000 http://127.0.0.1:8001
 FORMAT =
+LOCK =
+KEEP = 3
+YES =
+TO = docs
 IMAGE_TAG =
 REGISTRY =
 DOCKER ?= docker
@@ -32,7 +36,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom inventory lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom inventory compatibility prune lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -47,7 +51,7 @@ test: setup-dev tests/node_modules/.package-lock.json ## Run the whole test suit
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Models
 train: setup ## Train DATASET=iris|digits|diabetes (or DATA=file.csv TARGET=column NAME=…) as VERSION=1 into STORE=models, with ALIAS=…
@@ -88,6 +92,15 @@ sbom: setup-dev ## Write what is in the images that were built, as CycloneDX, in
 inventory: setup ## Ask the servers at URLS="http://…" what they are: FORMAT=table|json|markdown|html; fails when anything does not agree
 	@.venv/bin/python -m release inventory --urls=$(call quoted,$(URLS)) $(call option,STORE,store) \
 		$(call option,FORMAT,format)
+
+compatibility: setup ## Find which server image (and LOCK=requirements.txt) serves which model of STORE=models, into TO=docs
+	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release compatibility $(call option,STORE,store) \
+		$(call option,TO,to) $(call option,REGISTRY,registry) \
+		$(foreach file,$(LOCK),--lock=$(call quoted,$(file)))
+
+prune: setup ## Show the images that nothing runs and no rollback needs, and what they cost; YES=1 removes them; KEEP=3 REGISTRY=…
+	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release prune $(call option,STORE,store) \
+		$(call option,KEEP,keep) $(call option,REGISTRY,registry) $(if $(filter 1,$(YES)),--yes)
 
 ##@ Development
 check: setup-dev ## Lint, format, types; locks and README in step with the code

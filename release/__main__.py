@@ -11,13 +11,29 @@ import httpx
 import typer
 
 from release import local
+from release.compatibility.matrix import Matrix
+from release.compatibility.record import Compatibility, CompatibilityError
+from release.compatibility.servers import LockError
 from release.docker import DockerError
 from release.images import BuildError, Release
 from release.inventory import FORMATS, ask, disagreements, show
+from release.prune import PruneError
+from release.prune import prune as prune_images
 from release.server_process import ServerDidNotStart
 from release.store import StoreError
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
+
+_FAILURES = (
+    BuildError,
+    CompatibilityError,
+    ContractMismatch,
+    DockerError,
+    LockError,
+    PruneError,
+    StartupError,
+    StoreError,
+)
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -117,11 +133,41 @@ def inventory(
     sys.exit(bool(found))
 
 
+@cli.command()
+def compatibility(
+    store: Store,
+    to: Annotated[Path, typer.Option(help="directory for the page and the record")],
+    lock: Annotated[
+        list[Path] | None, typer.Option(help="lock file that is a server, too; may be repeated")
+    ] = None,
+    registry: Registry = None,
+) -> None:
+    """Find which server serves which artifact, by loading each in each."""
+    with _failures_as_text():
+        matrix = Matrix(Compatibility.find(store, lock or (), registry))
+        written = matrix.write(to)
+    matrix.show()
+    print(*written, sep="\n")
+
+
+@cli.command()
+def prune(
+    store: Annotated[str, typer.Option(help="model store whose artifacts are counted")],
+    keep: Annotated[int, typer.Option(help="newest images that stay, of each mode and model")] = 3,
+    registry: Registry = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="remove; else only show")] = False,
+) -> None:
+    """Remove the images that nothing runs and no rollback needs."""
+    with _failures_as_text():
+        sys.exit(prune_images(store, keep, yes=yes, registry=registry))
+
+
 @contextlib.contextmanager
 def _failures_as_text() -> Iterator[None]:
     try:
         yield
-    except (BuildError, ContractMismatch, DockerError, StartupError, StoreError) as failed:
+    except _FAILURES as failed:
         sys.exit(str(failed))
 
 

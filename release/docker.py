@@ -38,15 +38,19 @@ class Layer:
     transfer_bytes: int
 
 
+def program() -> str:
+    """Return the name of the command: DOCKER's, or `docker`."""
+    return os.environ.get("DOCKER") or "docker"
+
+
 def docker(*arguments: str, show: bool = False) -> str:
     """Run a command and return what it printed; with show, its progress is for the user to see.
 
     Raises DockerError with its last words.
     """
-    program = os.environ.get("DOCKER") or "docker"
     try:
         done = subprocess.run(  # noqa: S603 - the user's own docker
-            [program, *arguments],
+            [program(), *arguments],
             env={**os.environ, "DOCKER_BUILDKIT": "1"},
             stdout=subprocess.PIPE,
             stderr=None if show else subprocess.PIPE,
@@ -54,10 +58,10 @@ def docker(*arguments: str, show: bool = False) -> str:
             check=True,
         )
     except OSError as error:
-        raise DockerError(f"DOCKER: cannot run {program}: {error.strerror}") from None
+        raise DockerError(f"DOCKER: cannot run {program()}: {error.strerror}") from None
     except subprocess.CalledProcessError as failed:
         said = (failed.stderr or "").strip() or "see above"
-        raise DockerError(f"{program} {arguments[0]}: {said}") from None
+        raise DockerError(f"{program()} {arguments[0]}: {said}") from None
     return done.stdout
 
 

@@ -1,0 +1,1 @@
+"""Which server serves which artifact, found by trying: `make compatibility`."""
