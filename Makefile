@@ -22,6 +22,8 @@ UPGRADE =
 URLS = http://127.0.0.1:8000 http://127.0.0.1:8001
 FORMAT =
 LOCK =
+ADVISORIES =
+END_OF_LIFE =
 KEEP = 3
 YES =
 TO = docs
@@ -36,7 +38,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom inventory compatibility prune lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom inventory compatibility prune audit audit-data lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -101,6 +103,13 @@ compatibility: setup ## Find which server image (and LOCK=requirements.txt) serv
 prune: setup ## Show the images that nothing runs and no rollback needs, and what they cost; YES=1 removes them; KEEP=3 REGISTRY=…
 	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release prune $(call option,STORE,store) \
 		$(call option,KEEP,keep) $(call option,REGISTRY,registry) $(if $(filter 1,$(YES)),--yes)
+
+audit: setup ## Ask what is known against what is locked: vulnerabilities, ends of life; FORMAT=json LOCK=file
+	@.venv/bin/python -m release audit $(call option,LOCK,lock) $(call option,FORMAT,format)
+
+audit-data: setup-dev ## Make what an audit asks from clones: ADVISORIES=pypa/advisory-database END_OF_LIFE=endoflife-date/endoflife.date
+	@.venv/bin/python -m release audit-data $(call option,ADVISORIES,advisories) \
+		$(call option,END_OF_LIFE,end-of-life)
 
 ##@ Development
 check: setup-dev ## Lint, format, types; locks and README in step with the code

@@ -11,6 +11,11 @@ import httpx
 import typer
 
 from release import local
+from release.audit.extract import AuditError
+from release.audit.locks import LOCKS
+from release.audit.report import FORMATS as AUDIT_FORMATS
+from release.audit.report import Audit
+from release.audit.report import show as show_audit
 from release.compatibility.matrix import Matrix
 from release.compatibility.record import Compatibility, CompatibilityError
 from release.compatibility.servers import LockError
@@ -25,6 +30,7 @@ from serving.contract import ContractMismatch
 from serving.errors import StartupError
 
 _FAILURES = (
+    AuditError,
     BuildError,
     CompatibilityError,
     ContractMismatch,
@@ -161,6 +167,37 @@ def prune(
     """Remove the images that nothing runs and no rollback needs."""
     with _failures_as_text():
         sys.exit(prune_images(store, keep, yes=yes, registry=registry))
+
+
+@cli.command()
+def audit(
+    lock: Annotated[
+        list[Path] | None, typer.Option(help="lock instead of the project's; may be repeated")
+    ] = None,
+    format: Annotated[str, typer.Option(help="table or json")] = "table",  # noqa: A002 - the option's name
+) -> None:
+    """Ask what is known against what is locked; 1 when anything is, or could not be asked."""
+    with _failures_as_text():
+        made = Audit.of(lock or LOCKS)
+    if format == "table":
+        show_audit(made)
+    elif format in AUDIT_FORMATS:
+        print(AUDIT_FORMATS[format](made))
+    else:
+        sys.exit(f"FORMAT: expected table, {', '.join(AUDIT_FORMATS)}, got {format}")
+    sys.exit(made.failed)
+
+
+@cli.command()
+def audit_data(
+    advisories: Annotated[Path, typer.Option(help="git clone of pypa/advisory-database")],
+    end_of_life: Annotated[Path, typer.Option(help="git clone of endoflife-date/endoflife.date")],
+) -> None:
+    """Make the extracts again that an audit asks."""
+    from release.audit.refresh import write  # noqa: PLC0415 - its library is for development
+
+    with _failures_as_text():
+        print(*write(advisories, end_of_life), sep="\n")
 
 
 @contextlib.contextmanager

@@ -3,10 +3,13 @@
 `make inventory`. Never what a manifest says: each server is asked for its /inventory.
 """
 
+import datetime as dt
 import hashlib
 import html
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from string import Template
@@ -17,14 +20,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from release.audit.advisories import advisories, findings
+from release.audit.end_of_life import dates, end_of_life
+from release.docker_images import find
+from release.prune import newest
 from release.store import contract_in
 from serving.contract import dimensions
 
 _ASK_SECONDS = 10
-# Answers come from any worker; each is asked for so often, on average.
-_TRIES_A_WORKER = 10
+# Answers come from any worker.
+_ROUNDS = 20
 # What a model's outputs depend on.
 _RUNTIME = ("onnxruntime", "numpy")
+_NO_PACKAGES = ("python", "debian")
 # More names of columns than that are in the contract.
 _MANY = 12
 # As much of a sha256 as a person compares; the whole of it is in the JSON.
@@ -65,13 +73,24 @@ def ask(urls: Iterable[str]) -> tuple[list[Replica], list[str]]:
 def _workers(url: str) -> list[Replica]:
     """Ask one address until all of its workers have answered, or long enough."""
     found: dict[int, Replica] = {}
-    with httpx.Client(timeout=_ASK_SECONDS, headers={"Connection": "close"}) as client:
-        wanted = tries = 1
-        while len(found) < wanted and tries <= wanted * _TRIES_A_WORKER:
-            answer = client.get(f"{url}/inventory").raise_for_status().json()
-            found[answer["pid"]] = Replica(url, answer)
-            wanted, tries = answer["settings"]["workers"], tries + 1
+    wanted = 1
+    with (
+        httpx.Client(timeout=_ASK_SECONDS, headers={"Connection": "close"}) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        for _ in range(_ROUNDS):
+            # At the same time: one that is idle would answer them all, one by one.
+            for answer in threads.map(partial(_answer, client), [url] * (2 * wanted - 1)):
+                found[answer["pid"]] = Replica(url, answer)
+                wanted = answer["settings"]["workers"]
+            if len(found) >= wanted:
+                break
     return [found[pid] for pid in sorted(found)]
+
+
+def _answer(client: httpx.Client, url: str) -> Answer:
+    answer: Answer = client.get(f"{url}/inventory").raise_for_status().json()
+    return answer
 
 
 def _package(name: str, one: Replica) -> str | None:
@@ -121,12 +140,17 @@ def table(replicas: list[Replica]) -> list[list[str]]:
     return [[name, *(_cell(fact, kind) for kind in kinds.values())] for name, fact in FACTS.items()]
 
 
-def disagreements(replicas: list[Replica], store: str) -> Iterator[str]:
-    """Yield everything that does not agree, one line each, with where and what."""
+def disagreements(replicas: list[Replica], store: str, keep: int = 3) -> Iterator[str]:
+    """Yield everything that does not agree, one line each, with where and what.
+
+    keep: of `make prune`: how many images of each mode and model stay that nothing runs.
+    """
     yield from _replicas_that_differ(replicas)
     yield from _runtimes_that_differ(replicas)
     for model, some in _by(replicas, lambda one: one.model).items():
         yield from _not_as_published(model, some, store)
+    yield from _known(replicas)
+    yield from _only_run(replicas, keep)
     for one in replicas:
         where = f"{one.url}: {one.model}"
         if one.answer["degraded"]:
@@ -168,6 +192,60 @@ def _not_as_published(model: str, some: list[Replica], store: str) -> Iterator[s
                 f"{one.url}: {model}: {store} has another contract of that version: "
                 f"sha256 {sha256}, it serves {one.answer['model']['contract_sha256']}"
             )
+
+
+def not_asked() -> list[str]:
+    """Return what nobody could be asked about: without extracts, what is known of versions."""
+    extracts = {"vulnerabilities": advisories(), "ends of life": dates()}
+    return [
+        f"Not asked: {what}: {extract.warning(dt.datetime.now(dt.UTC).date())}"
+        for what, extract in extracts.items()
+        if extract.date is None
+    ]
+
+
+def _known(replicas: list[Replica]) -> Iterator[str]:
+    """Yield what is known to be wrong with what runs: vulnerabilities and ends of life."""
+    today = dt.datetime.now(dt.UTC).date()
+    versions = {
+        (name, version): [other for other in replicas if _software(other).get(name) == version]
+        for one in replicas
+        for name, version in _software(one).items()
+    }
+    for (name, version), having in versions.items():
+        where = _list(one.url for one in having)
+        support = end_of_life(name, version, today)
+        if support.state == "ended":
+            yield f"{where}: {name} {version} is {support}"
+        for found in findings({name: version}) if name not in _NO_PACKAGES else ():
+            if found.advisory is not None:
+                fixed = ", ".join(found.fixed) or "no version"
+                yield f"{where}: {name} {version}: {found.advisory}, fixed in {fixed}"
+
+
+def _only_run(replicas: list[Replica], keep: int) -> Iterator[str]:
+    """Yield images that only a container keeps: `make prune` would have removed them."""
+    if not any(one.answer["image"] for one in replicas):
+        return
+    images = find("").images
+    recent = newest(images, keep)
+    old = {name for image in images if image.id not in recent for name in image.names}
+    for one in replicas:
+        if one.answer["image"] in old:
+            yield (
+                f"{one.url}: {one.answer['image']}: older than the newest {keep}: once it is "
+                "stopped and removed, `make prune` removes the image, too"
+            )
+
+
+def _software(one: Replica) -> dict[str, str]:
+    """Return the packages of a replica, its Python, and its Debian if it is one."""
+    debian = re.match(r"Debian GNU/Linux (\d+)", one.answer["os"])
+    return {
+        **one.answer["packages"],
+        "python": one.answer["python"],
+        **({"debian": debian[1]} if debian else {}),
+    }
 
 
 def _differ(
@@ -273,7 +351,7 @@ def as_html(replicas: list[Replica], found: list[str]) -> str:
 
 
 def _verdict(found: list[str]) -> list[str]:
-    return [*found] or ["Everything agrees."]
+    return [*(found or ["Everything agrees."]), *dict.fromkeys(not_asked())]
 
 
 FORMATS: dict[str, Callable[[list[Replica], list[str]], str]] = {

@@ -65,27 +65,33 @@ def _ask_cluster() -> set[str]:
 
 
 def why_kept(images: list[Image], keep: int, needed: set[str], prefix: str = "") -> dict[str, str]:
-    """Return the reasons for images to stay, by id. images: newest first. Raises DockerError.
-
-    Images without a name do not count among the newest: a rollback could not name them, and
-    every build that takes over a tag would push out a release.
-    """
-    newest = defaultdict[tuple[str, str], list[str]](list)
+    """Return the reasons for images to stay, by id. images: newest first. Raises DockerError."""
+    recent = newest(images, keep, prefix)
     reasons = {}
     for image in images:
-        same = newest[image.title, image.model]
         foreign = image.foreign_names(prefix)
-        if image.names and not foreign:
-            same.append(image.id)
         if containers := _containers(image):
             reasons[image.id] = f"kept: used by container {', '.join(containers)}"
         elif any(map(image.is_called, needed)):
             reasons[image.id] = "kept: the cluster needs it"
         elif foreign:
             reasons[image.id] = f"kept: {foreign[0]} is no name of this project"
-        elif image.id in same[:keep]:
+        elif image.id in recent:
             reasons[image.id] = f"kept: among the newest {keep}"
     return reasons
+
+
+def newest(images: list[Image], keep: int, prefix: str = "") -> set[str]:
+    """Return the ids of the newest images of each mode and model. images: newest first.
+
+    Those without a name do not count: a rollback could not name them, and every build that
+    takes over a tag would push out a release.
+    """
+    same = defaultdict[tuple[str, str], list[str]](list)
+    for image in images:
+        if image.names and not image.foreign_names(prefix):
+            same[image.title, image.model].append(image.id)
+    return {id_ for ids in same.values() for id_ in ids[:keep]}
 
 
 def _containers(image: Image) -> list[str]:

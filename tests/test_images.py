@@ -25,8 +25,8 @@ from tests.fault_proxy import FaultProxy
 from tests.servers import ROWS, wait_until
 from tests.stand_ins import STAND_INS, unavailable
 
-# One process builds them and looks at them.
-pytestmark = pytest.mark.xdist_group("images")
+# One process at a time makes and removes images.
+pytestmark = pytest.mark.xdist_group("docker")
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILES = ("Dockerfile.model_in_image", "Dockerfile.model_load")

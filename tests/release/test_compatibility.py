@@ -29,8 +29,8 @@ from serving.verify import sha256_of
 from tests.stand_ins import unavailable
 from training.own import make_contract
 
-# Their environments and images are made once.
-pytestmark = pytest.mark.xdist_group("compatibility")
+# One process at a time makes and removes images.
+pytestmark = pytest.mark.xdist_group("docker")
 
 ROOT = Path(__file__).parent.parent.parent
 TRIAL = ROOT / "release" / "compatibility" / "trial.py"

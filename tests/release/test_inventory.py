@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from release.audit.advisories import advisories
+from release.audit.end_of_life import dates
+from release.inventory import ask, disagreements
 from release.server_process import ServerProcess
 from serving.contract import read_contract
 from tests.servers import DATASETS, start
@@ -103,6 +107,48 @@ def test_the_record_can_be_kept_as_a_page(form: str, planted: Planted) -> None:
         assert word in made
     # Nothing from outside is needed to read it.
     assert "http" not in made.replace("http://127.0.0.1:", "")
+
+
+def test_what_is_known_of_the_versions_that_run_is_named(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that was fine when it was locked may not be today."""
+    header = {
+        "source": "s",
+        "commit": "0" * 40,
+        "date": "2026-11-20",
+        "license": "l",
+        "command": "c",
+    }
+    bad = {
+        "id": "PYSEC-1",
+        "aliases": [],
+        "summary": "",
+        "versions": [],
+        "ranges": [[{"introduced": "0"}]],
+    }
+    ended = {"cycle": "3", "codename": "", "until": "2020-01-01", "extended": False}
+    for module, name, content in (
+        ("advisories", "ADVISORIES", {"packages": {"click": [bad]}}),
+        ("end_of_life", "END_OF_LIFE", {"products": {"python": [ended]}}),
+    ):
+        path = tmp_path / f"{module}.json"
+        path.write_text(json.dumps({**header, "date": "2026-11-20", **content}))
+        monkeypatch.setattr(f"release.audit.{module}.{name}", path)
+    advisories.cache_clear()
+    dates.cache_clear()
+    try:
+        found = list(disagreements(ask(planted.urls)[0], str(planted.store)))
+    finally:
+        advisories.cache_clear()
+        dates.cache_clear()
+
+    everywhere = ", ".join(planted.urls)
+    python = platform.python_version()
+    assert f"{everywhere}: python {python} is past end of life since 2020-01-01" in found
+    click = next(line for line in found if ": click " in line)
+    assert click.startswith(f"{everywhere}: click ")
+    assert click.endswith(": PYSEC-1, fixed in no version")
 
 
 def test_what_agrees_passes(store: Path) -> None:

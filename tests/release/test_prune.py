@@ -24,6 +24,9 @@ from release.docker_images import Image, find
 from release.prune import PruneError, prune
 from tests.stand_ins import unavailable
 
+# One process at a time makes and removes images.
+pytestmark = pytest.mark.xdist_group("docker")
+
 DOCKERFILE = """
 FROM scratch
 ENV A=b

@@ -1,0 +1,1 @@
+"""What is locked against known vulnerabilities and ends of life: `make audit`."""
