@@ -15,6 +15,15 @@ from tests.servers import DATASETS, MODES, Start, start
 from training.train import train
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests measured, whichever process they ran in."""
+    reports = terminalreporter.getreports("passed")
+    for figure in (
+        value for one in reports for key, value in one.user_properties if key == "figure"
+    ):
+        terminalreporter.write_line(str(figure))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _outside_of_make() -> None:
     """A make that a test starts must not take itself for part of `make test`."""

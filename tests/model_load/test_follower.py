@@ -163,7 +163,9 @@ async def ask_until(
     return count
 
 
-def test_under_load_no_request_notices_fifty_moves(followed: Callable[..., Followed]) -> None:
+def test_under_load_no_request_notices_fifty_moves(
+    followed: Callable[..., Followed], record_property: Callable[[str, object], None]
+) -> None:
     """Updating a model must not stop the service, nor mix two models in one answer."""
     server = followed()
     right = {}
@@ -189,13 +191,16 @@ def test_under_load_no_request_notices_fifty_moves(followed: Callable[..., Follo
 
     asked = asyncio.run(load_and_move())
 
+    record_property("figure", f"50 moves under load: {asked} requests, {len(problems)} failed")
     assert problems == []
     assert asked > 50 * CONNECTIONS
     assert server.metric('model_reloads_total{outcome="success"}') == 51
     assert server.metric('model_reloads_total{outcome="failure"}') == 0
 
 
-def test_memory_does_not_grow_with_swaps(followed: Callable[..., Followed]) -> None:
+def test_memory_does_not_grow_with_swaps(
+    followed: Callable[..., Followed], record_property: Callable[[str, object], None]
+) -> None:
     """A replica that follows an alias for a year has swapped often."""
     server = followed()
     after = {}
@@ -206,6 +211,7 @@ def test_memory_does_not_grow_with_swaps(followed: Callable[..., Followed]) -> N
             processes = {server.server.process.pid} | server.children()
             after[count] = sum(memory_kilobytes(pid) for pid in processes)
 
+    record_property("figure", f"memory, 200 swaps against 5: {after[200] / after[5]:.3f}")
     assert after[200] < 1.1 * after[5]
 
 
