@@ -14,7 +14,8 @@ if __name__ == "__main__":
         from model_load.command import pull
 
         sys.exit(pull(sys.argv[2:]))
-    from model_load.source import ModelLoadSettings, find
+    from model_load.settings import ModelLoadSettings
+    from model_load.source import find
     from serving.process import run
 
     sys.exit(run(ModelLoadSettings, find))

@@ -12,7 +12,7 @@ from pathlib import Path
 from model_load.alias import local_artifact
 from model_load.cache import Cache
 from model_load.pull import Deadline, Pull
-from model_load.source import ModelLoadSettings
+from model_load.settings import ModelLoadSettings
 from model_load.uri import ArtifactUri, is_bucket
 from serving import logs
 from serving.contract import CONTRACT_FILE, MODEL_FILE, ContractMismatch

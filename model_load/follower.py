@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from model_load.alias import Alias, BucketAlias, LocalAlias
 from model_load.cache import Cache
-from model_load.source import ModelLoadSettings
+from model_load.settings import ModelLoadSettings
 from model_load.uri import ArtifactUri, is_bucket, local_path
 from serving import logs
 from serving.contract import MODEL_FILE, ContractMismatch

@@ -21,7 +21,9 @@ from release.compatibility.record import Compatibility, CompatibilityError
 from release.compatibility.servers import LockError
 from release.docker import DockerError
 from release.images import BuildError, Release
-from release.inventory import FORMATS, ask, disagreements, show
+from release.inventory.disagreements import disagreements
+from release.inventory.replica import ask
+from release.inventory.table import FORMATS, show
 from release.prune import PruneError
 from release.prune import prune as prune_images
 from release.server_process import ServerDidNotStart

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from model_in_image.source import ModelInImageSettings
-from model_load.source import ModelLoadSettings
+from model_load.settings import ModelLoadSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

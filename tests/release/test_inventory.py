@@ -16,7 +16,8 @@ import pytest
 
 from release.audit.advisories import advisories
 from release.audit.end_of_life import dates
-from release.inventory import ask, disagreements
+from release.inventory.disagreements import disagreements
+from release.inventory.replica import ask
 from release.server_process import ServerProcess
 from serving.contract import read_contract
 from tests.servers import DATASETS, start

@@ -1,0 +1,1 @@
+"""What runs where, asked of every server, and what in it does not agree: `make inventory`."""

@@ -1,0 +1,150 @@
+"""What replicas do not agree on: with each other, with the store, with what is known."""
+
+import datetime as dt
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from operator import methodcaller
+from typing import Any
+
+from release.audit.advisories import findings
+from release.audit.end_of_life import end_of_life
+from release.docker_images import find
+from release.inventory.replica import Replica
+from release.prune import newest
+from release.store import contract_in
+
+# What a model's outputs depend on.
+_RUNTIME = ("onnxruntime", "numpy")
+_NO_PACKAGES = ("python", "debian")
+_OF_A_RELEASE: dict[str, Callable[[Replica], object]] = {
+    "model sha256": lambda one: one.answer["model"]["sha256"],
+    "contract sha256": lambda one: one.answer["model"]["contract_sha256"],
+    "python": lambda one: one.answer["python"],
+    "os": lambda one: one.answer["os"],
+}
+
+
+def disagreements(replicas: list[Replica], store: str, keep: int = 3) -> Iterator[str]:
+    """Yield everything that does not agree, one line each, with where and what.
+
+    keep: of `make prune`: how many images of each mode and model stay that nothing runs.
+    """
+    yield from _replicas_that_differ(replicas)
+    yield from _runtimes_that_differ(replicas)
+    for model, some in _by(replicas, lambda one: one.model).items():
+        yield from _not_as_published(model, some, store)
+    yield from _known(replicas)
+    yield from _only_run(replicas, keep)
+    for one in replicas:
+        where = f"{one.url}: {one.model}"
+        if one.answer["degraded"]:
+            yield f"{where}: degraded: {one.answer['degraded']}"
+        if not one.answer["model"]["purpose"].strip():
+            yield f"{where}: its contract's purpose is empty: nobody knows what it is for"
+
+
+def _replicas_that_differ(replicas: list[Replica]) -> Iterator[str]:
+    for release, some in _by(replicas, lambda one: one.release).items():
+        for name, fact in _OF_A_RELEASE.items():
+            yield from _differ(_title(release), name, some, fact)
+        for name in sorted({name for one in some for name in one.answer["packages"]}):
+            yield from _differ(_title(release), name, some, methodcaller("package", name))
+
+
+def _runtimes_that_differ(replicas: list[Replica]) -> Iterator[str]:
+    """Yield what models run on, where that is not the same everywhere, or not training's."""
+    for name in _RUNTIME:
+        yield from _differ("all that runs", name, replicas, methodcaller("package", name))
+    for (url, model), some in _by(replicas, lambda one: (one.url, one.model)).items():
+        for name, versions in some[0].answer["model"]["other_versions"].items():
+            if name in _RUNTIME:
+                yield (
+                    f"{url}: {model}: {name} {versions['here']}, "
+                    f"its training had {versions['trained']}"
+                )
+
+
+def _not_as_published(model: str, some: list[Replica], store: str) -> Iterator[str]:
+    """Yield where a model runs that the store no longer has, or has otherwise."""
+    held = contract_in(store, *model.split("/"))
+    sha256 = hashlib.sha256(held).hexdigest() if held is not None else None
+    for one in some:
+        if sha256 is None:
+            yield f"{one.url}: {model}: {store} does not have it: it cannot be released again"
+        elif sha256 != one.answer["model"]["contract_sha256"]:
+            yield (
+                f"{one.url}: {model}: {store} has another contract of that version: "
+                f"sha256 {sha256}, it serves {one.answer['model']['contract_sha256']}"
+            )
+
+
+def _known(replicas: list[Replica]) -> Iterator[str]:
+    """Yield what is known to be wrong with what runs: vulnerabilities and ends of life."""
+    today = dt.datetime.now(dt.UTC).date()
+    versions = {
+        (name, version): [other for other in replicas if _software(other).get(name) == version]
+        for one in replicas
+        for name, version in _software(one).items()
+    }
+    for (name, version), having in versions.items():
+        where = _where(having)
+        support = end_of_life(name, version, today)
+        if support.state == "ended":
+            yield f"{where}: {name} {version} is {support}"
+        for found in findings({name: version}) if name not in _NO_PACKAGES else ():
+            if found.advisory is not None:
+                fixed = ", ".join(found.fixed) or "no version"
+                yield f"{where}: {name} {version}: {found.advisory}, fixed in {fixed}"
+
+
+def _only_run(replicas: list[Replica], keep: int) -> Iterator[str]:
+    """Yield images that only a container keeps: `make prune` would have removed them."""
+    if not any(one.answer["image"] for one in replicas):
+        return
+    images = find("").images
+    recent = newest(images, keep)
+    old = {name for image in images if image.id not in recent for name in image.names}
+    for one in replicas:
+        if one.answer["image"] in old:
+            yield (
+                f"{one.url}: {one.answer['image']}: older than the newest {keep}: once it is "
+                "stopped and removed, `make prune` removes the image, too"
+            )
+
+
+def _software(one: Replica) -> dict[str, str]:
+    """Return the packages of a replica, its Python, and its Debian if it is one."""
+    debian = re.match(r"Debian GNU/Linux (\d+)", one.answer["os"])
+    return {
+        **one.answer["packages"],
+        "python": one.answer["python"],
+        **({"debian": debian[1]} if debian else {}),
+    }
+
+
+def _differ(
+    among: str, name: str, some: list[Replica], fact: Callable[[Replica], object]
+) -> Iterator[str]:
+    """Yield one line when a fact is not the same for all, with who has which."""
+    by_fact = _by(some, fact)
+    if len(by_fact) > 1:
+        listed = "; ".join(
+            f"{value or 'none'} at {_where(having)}" for value, having in by_fact.items()
+        )
+        yield f"{among}: {name} differs: {listed}"
+
+
+def _where(some: Iterable[Replica]) -> str:
+    return ", ".join(dict.fromkeys(one.url for one in some))
+
+
+def _by(some: Iterable[Replica], key: Callable[[Replica], Any]) -> dict[Any, list[Replica]]:
+    grouped: dict[Any, list[Replica]] = {}
+    for one in some:
+        grouped.setdefault(key(one), []).append(one)
+    return grouped
+
+
+def _title(release: tuple[Any, ...]) -> str:
+    return "replicas of " + " ".join(str(part) for part in release if part)

@@ -1,0 +1,189 @@
+"""The facts of replicas as a table, and the forms in which it is kept or shown."""
+
+import datetime as dt
+import html
+import json
+from collections.abc import Callable, Iterable
+from operator import methodcaller
+from string import Template
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from release.audit.advisories import advisories
+from release.audit.end_of_life import dates
+from release.inventory.replica import Answer, Replica
+from serving.contract import dimensions
+
+# More names of columns than that are in the contract.
+_MANY = 12
+# As much of a sha256 as a person compares; the whole of it is in the JSON.
+_SHORT = 12
+
+
+FACTS: dict[str, Callable[[Replica], object]] = {
+    "where": lambda one: one.url,
+    "mode": lambda one: one.answer["mode"],
+    "model": lambda one: one.model,
+    "purpose": lambda one: one.answer["model"]["purpose"],
+    "owner": lambda one: one.answer["model"]["owner"],
+    "state": lambda one: _state(one.answer),
+    "image": lambda one: one.answer["image"],
+    "revision": lambda one: one.answer["revision"],
+    "input": lambda one: _format(one.answer["model"]["inputs"]),
+    "output": lambda one: _format(one.answer["model"]["outputs"]),
+    "os": lambda one: one.answer["os"],
+    "kernel": lambda one: one.answer["kernel"],
+    "cpu": lambda one: " ".join(one.answer["cpu_features"]),
+    "python": lambda one: one.answer["python"],
+    **{name: methodcaller("package", name) for name in ("onnxruntime", "numpy")},
+    "providers": lambda one: " ".join(one.answer["providers"]),
+    "opsets": lambda one: _pairs(one.answer["model"]["opsets"]),
+    "model sha256": lambda one: one.answer["model"]["sha256"][:_SHORT],
+    "contract sha256": lambda one: one.answer["model"]["contract_sha256"][:_SHORT],
+    "source": lambda one: one.answer["model"]["source"],
+    "loaded at": lambda one: one.answer["model"]["loaded_at"],
+    "started at": lambda one: one.answer["started_at"],
+    "trained from": lambda one: one.answer["model"]["origin"]["commit"],
+    "train again": lambda one: one.answer["model"]["origin"]["command"],
+    "other than in training": lambda one: _others(one.answer["model"]["other_versions"]),
+}
+_OF_ONE_PROCESS = ("where", "loaded at", "started at", "kernel", "cpu")
+
+
+def table(replicas: list[Replica]) -> list[list[str]]:
+    """Return rows of facts: a name, then a cell for each kind of replica.
+
+    Replicas that differ in nothing but when and where they run share a column.
+    """
+    kinds: dict[tuple[str, ...], list[Replica]] = {}
+    for one in replicas:
+        same = [str(FACTS[name](one)) for name in FACTS if name not in _OF_ONE_PROCESS]
+        kinds.setdefault((*same, str(one.answer["packages"])), []).append(one)
+    return [[name, *(_cell(fact, kind) for kind in kinds.values())] for name, fact in FACTS.items()]
+
+
+def _state(answer: Answer) -> str:
+    if answer["degraded"]:
+        return f"degraded: {answer['degraded']}"
+    return "ready" if answer["ready"] else "not ready"
+
+
+def _format(tensors: list[dict[str, Any]]) -> str:
+    """Return tensors as one line each: name, dtype and shape, then what their columns are."""
+    return "; ".join(
+        f"{one['name']} {one['dtype']}{dimensions(one['shape'])}{_columns(one)}" for one in tensors
+    )
+
+
+def _columns(tensor: dict[str, Any]) -> str:
+    names = tensor["labels"] or [
+        f"{one['name']} ({one['unit']})" if one["unit"] else one["name"]
+        for one in tensor["features"]
+    ]
+    return f": {', '.join(names)}" if names and len(names) <= _MANY else ""
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name or 'ai.onnx'} {value}" for name, value in values.items())
+
+
+def _others(versions: dict[str, dict[str, str]]) -> str:
+    return "; ".join(
+        f"{name} {one['here']}, not {one['trained']}" for name, one in versions.items()
+    )
+
+
+def _cell(fact: Callable[[Replica], object], kind: list[Replica]) -> str:
+    return _list(fact(one) or "" for one in kind)
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def not_asked() -> list[str]:
+    """Return what nobody could be asked about: without extracts, what is known of versions."""
+    extracts = {"vulnerabilities": advisories(), "ends of life": dates()}
+    return [
+        f"Not asked: {what}: {extract.warning(dt.datetime.now(dt.UTC).date())}"
+        for what, extract in extracts.items()
+        if extract.date is None
+    ]
+
+
+def show(replicas: list[Replica], found: list[str]) -> None:
+    """Print the table and what does not agree."""
+    rows = table(replicas)
+    shown = Table(show_header=False, show_lines=True)
+    for number in range(len(rows[0])):
+        shown.add_column(overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    console = Console(highlight=False)
+    console.print(shown)
+    console.print("\n".join(_verdict(found)), soft_wrap=True, markup=False)
+
+
+def as_json(replicas: list[Replica], found: list[str]) -> str:
+    """Return whole answers, by where they came from, and what does not agree."""
+    answers = [{"url": one.url, **one.answer} for one in replicas]
+    return json.dumps({"replicas": answers, "disagreements": found}, indent=2)
+
+
+def as_markdown(replicas: list[Replica], found: list[str]) -> str:
+    """Return the table and what does not agree."""
+    first, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table(replicas)]
+    lines = [first, ["---"] * len(first), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([text, "", *(f"- {line}" for line in _verdict(found))])
+
+
+def as_html(replicas: list[Replica], found: list[str]) -> str:
+    """Return a page of its own, light and dark, without outside assets."""
+    rows = "\n".join(
+        f"<tr><th scope=row>{html.escape(name)}</th>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in table(replicas)
+    )
+    listed = "\n".join(f"<li>{html.escape(line)}</li>" for line in _verdict(found))
+    return _PAGE.substitute(rows=rows, found=listed)
+
+
+def _verdict(found: list[str]) -> list[str]:
+    return [*(found or ["Everything agrees."]), *dict.fromkeys(not_asked())]
+
+
+FORMATS: dict[str, Callable[[list[Replica], list[str]], str]] = {
+    "json": as_json,
+    "markdown": as_markdown,
+    "html": as_html,
+}
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>What runs where</title>
+<style>
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
+body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem }
+div { overflow-x: auto }
+table { border-collapse: collapse }
+th, td { border: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .3rem .6rem;
+  text-align: left; vertical-align: top; overflow-wrap: anywhere }
+th { white-space: nowrap }
+</style>
+<h1>What runs where</h1>
+<div><table>
+$rows
+</table></div>
+<h2>What does not agree</h2>
+<ul>
+$found
+</ul>
+</html>
+""")
