@@ -92,7 +92,7 @@ sbom: setup-dev ## Write what is in the images that were built, as CycloneDX, in
 
 ##@ The record
 inventory: setup ## Ask the servers at URLS="http://…" what they are: FORMAT=table|json|markdown|html; fails when anything does not agree
-	@.venv/bin/python -m release inventory --urls=$(call quoted,$(URLS)) $(call option,STORE,store) \
+	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release inventory --urls=$(call quoted,$(URLS)) $(call option,STORE,store) \
 		$(call option,FORMAT,format)
 
 compatibility: setup ## Find which server image (and LOCK=requirements.txt) serves which model of STORE=models, into TO=docs
@@ -105,7 +105,8 @@ prune: setup ## Show the images that nothing runs and no rollback needs, and wha
 		$(call option,KEEP,keep) $(call option,REGISTRY,registry) $(if $(filter 1,$(YES)),--yes)
 
 audit: setup ## Ask what is known against what is locked: vulnerabilities, ends of life; FORMAT=json LOCK=file
-	@.venv/bin/python -m release audit $(call option,LOCK,lock) $(call option,FORMAT,format)
+	@.venv/bin/python -m release audit $(foreach file,$(LOCK),--lock=$(call quoted,$(file))) \
+		$(call option,FORMAT,format)
 
 audit-data: setup-dev ## Make what an audit asks from clones: ADVISORIES=pypa/advisory-database END_OF_LIFE=endoflife-date/endoflife.date
 	@.venv/bin/python -m release audit-data $(call option,ADVISORIES,advisories) \

@@ -21,7 +21,7 @@ from release.compatibility.record import Compatibility, CompatibilityError
 from release.compatibility.servers import LockError
 from release.docker import DockerError
 from release.images import BuildError, Release
-from release.inventory.disagreements import disagreements
+from release.inventory.disagreements import disagreements, notes
 from release.inventory.replica import ask
 from release.inventory.table import FORMATS, show
 from release.prune import PruneError
@@ -129,15 +129,18 @@ def inventory(
     ] = "table",
 ) -> None:
     """Say what runs where, and what of it does not agree; 1 when anything does not."""
+    if not urls.split():
+        sys.exit("URLS: expected one or more addresses of servers, got none")
     with _failures_as_text():
         replicas, silent = ask(urls.split())
         found = list(dict.fromkeys([*silent, *disagreements(replicas, store)]))
-        if format == "table":
-            show(replicas, found)
-        elif format in FORMATS:
-            print(FORMATS[format](replicas, found))
-        else:
-            sys.exit(f"FORMAT: expected table, {', '.join(FORMATS)}, got {format}")
+        noted = list(dict.fromkeys(notes(replicas)))
+    if format == "table":
+        show(replicas, found, noted)
+    elif format in FORMATS:
+        print(FORMATS[format](replicas, found, noted))
+    else:
+        sys.exit(f"FORMAT: expected table, {', '.join(FORMATS)}, got {format}")
     sys.exit(bool(found))
 
 

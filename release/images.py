@@ -21,6 +21,8 @@ from serving.verify import verify_files
 
 # The Dockerfiles copy a layer from a folder of its name.
 _COPY = "COPY /layers/"
+# What .dockerignore lets in of artifacts.
+_CONTEXT = "models"
 
 
 class BuildError(Exception):
@@ -46,8 +48,12 @@ class Release:
         Raises BuildError and StoreError, and ContractMismatch when the artifact is not what
         its contract says.
         """
-        if Path.cwd() not in model.absolute().parents:
-            raise BuildError(f"MODEL: expected a directory below {Path.cwd()}, got {model}")
+        below = Path.cwd() / _CONTEXT
+        if below not in model.absolute().parents or " " in str(model):
+            raise BuildError(
+                f"MODEL: expected a version below {below}, which Docker is sent, and no space in "
+                f"it, got {model}. `python -m model_load pull --to {_CONTEXT}/…` brings one there."
+            )
         contract = verify_files(model)
         held = contract_in(store, contract.name, contract.version)
         if held != (model / CONTRACT_FILE).read_bytes():

@@ -123,7 +123,7 @@ def _outcomes(going: list[Image], failures: dict[str, str], *, yes: bool) -> dic
 
 def _show_images(images: list[Image], sizes: dict[str, int], outcomes: dict[str, str]) -> None:
     table = Table("image", "built or named", "size", "")
-    table.columns[0].overflow = "fold"
+    table.columns[0].overflow = table.columns[3].overflow = "fold"
     table.columns[2].justify = "right"
     for image in images:
         size = decimal(sum(sizes[layer] for layer in image.layers))

@@ -35,9 +35,8 @@ print(json.dumps({
 
 def write(image: str, directory: Path) -> Path:
     """Write `<image>.cdx.json` into a directory, and return its path. Raises DockerError."""
-    facts = json.loads(
-        docker("run", "--rm", "--network=none", "--entrypoint=python", image, "-c", _ASK)
-    )
+    options = ("--rm", "--pull=never", "--network=none", "--entrypoint=python")
+    facts = json.loads(docker("run", *options, image, "-c", _ASK))
     name, _, version = image.rpartition(":")
     container = Component(name=name, version=version, type=ComponentType.CONTAINER)
     bom = Bom(components=_components(facts))

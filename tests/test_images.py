@@ -203,18 +203,25 @@ def test_a_model_that_the_store_does_not_hold_is_refused(
 ) -> None:
     """An image is thrown away one day; the model that was in it must not be."""
     (tmp_path / "empty").mkdir()
-    for held_by, said in ((store, ""), (tmp_path / "empty", "does not hold iris/1")):
-        contract = read_contract(artifact)
-        changed = contract.model_copy(update={"purpose": "another"})
-        (artifact / CONTRACT_FILE).write_text(changed.to_json())
-
+    model = Path(shutil.copytree(artifact, tmp_path / "models" / "iris" / "1"))
+    contract = read_contract(model)
+    changed = contract.model_copy(update={"purpose": "another"})
+    (model / CONTRACT_FILE).write_text(changed.to_json())
+    for held_by in (store, tmp_path / "empty"):
         refused = release(
-            tmp_path, "build", "--model=iris/1", f"--store={held_by}", "--image-tag=none"
+            tmp_path, "build", "--model=models/iris/1", f"--store={held_by}", "--image-tag=none"
         )
 
         assert refused.returncode == 1
-        assert "STORE: " in refused.stderr
-        assert said in refused.stderr
+        assert f"STORE: {held_by} does not hold iris/1 as it is in models/iris/1" in refused.stderr
+
+
+def test_a_model_that_docker_is_not_sent_is_refused(artifact: Path, tmp_path: Path) -> None:
+    """Docker's own words would be of a cache key."""
+    refused = release(tmp_path, "build", f"--model={artifact}", f"--store={artifact.parent.parent}")
+
+    assert refused.returncode == 1
+    assert f"MODEL: expected a version below {tmp_path}/models" in refused.stderr
 
 
 def digests(made: list[Layer]) -> list[str]:

@@ -48,7 +48,7 @@ class Lifetime:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found on a day. asked: of whom. warnings: what is no failure."""
+    """What was found on a day. asked: of whom. warnings: of extracts that are old."""
 
     date: dt.date
     asked: list[str]
@@ -89,7 +89,8 @@ class Audit:
     def failed(self) -> bool:
         """Whether anything was found, or could not be asked."""
         ended = any(one.support.failed for one in self.lifetimes)
-        return bool(self.vulnerabilities) or ended
+        # An old extract has not been asked of what came since.
+        return bool(self.vulnerabilities or self.warnings) or ended
 
 
 def as_json(audit: Audit) -> str:

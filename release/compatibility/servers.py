@@ -9,9 +9,12 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +118,20 @@ class ImageServer:
 
     def trial(self, volume: str, artifacts: Sequence[str]) -> Trial:
         """Try artifacts of a Docker volume, confined as in a cluster. Raises NotTried."""
+        name = f"compatibility-{uuid.uuid4().hex}"
         try:
             printed = docker(
-                "run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL",
+                "run", "--rm", f"--name={name}", "--network=none", "--read-only", "--cap-drop=ALL",
                 "--security-opt=no-new-privileges", "--entrypoint=python",
                 f"--volume={volume}:{MOUNT}:ro", self.id, *_command(MOUNT, artifacts),
             )  # fmt: skip
         except DockerError as error:
             raise NotTried(_one_line(str(error))) from None
+        except KeyboardInterrupt:
+            # The command has ended; the container would go on, and keep its volume.
+            with suppress(DockerError):
+                docker("rm", "--force", name)
+            raise
         return _trial(printed)
 
 
@@ -171,7 +180,8 @@ class LockServer:
             check=False,
         )
         if done.returncode:
-            raise NotTried(_one_line(done.stderr) or f"exit status {done.returncode}")
+            last = done.stderr.strip().splitlines()[-1:]
+            raise NotTried(_one_line("".join(last)) or f"exit status {done.returncode}")
         return _trial(done.stdout)
 
 
@@ -213,10 +223,15 @@ def _labels(inspected: dict[str, Any]) -> dict[str, str]:
 def _image(inspected: dict[str, Any]) -> Image:
     return Image(
         id=inspected["Id"],
-        names=tuple(sorted(inspected.get("RepoTags") or ())),
+        names=tuple(sorted(inspected.get("RepoTags") or (), key=partial(_rank, _title(inspected)))),
         digests=tuple(sorted(inspected.get("RepoDigests") or ())),
         revision=_labels(inspected).get(_REVISION),
     )
+
+
+def _rank(title: str, name: str) -> tuple[bool, str]:
+    """Return what sorts the names that `make build` gives before others."""
+    return name.rpartition(":")[0].rpartition("/")[2] != title, name
 
 
 def _command(directory: str, artifacts: Sequence[str]) -> list[str]:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import methodcaller
 from typing import Any
 
-from release.audit.advisories import findings
-from release.audit.end_of_life import end_of_life
+from release.audit.advisories import advisories, findings
+from release.audit.end_of_life import dates, end_of_life
+from release.docker import DockerError
 from release.docker_images import find
 from release.inventory.replica import Replica
 from release.prune import newest
-from release.store import contract_in
+from release.store import StoreError, contract_in
+from serving.errors import StartupError
 
 # What a model's outputs depend on.
 _RUNTIME = ("onnxruntime", "numpy")
@@ -25,17 +27,16 @@ _OF_A_RELEASE: dict[str, Callable[[Replica], object]] = {
 }
 
 
-def disagreements(replicas: list[Replica], store: str, keep: int = 3) -> Iterator[str]:
-    """Yield everything that does not agree, one line each, with where and what.
-
-    keep: of `make prune`: how many images of each mode and model stay that nothing runs.
-    """
+def disagreements(replicas: list[Replica], store: str) -> Iterator[str]:
+    """Yield everything that does not agree, one line each, with where and what."""
     yield from _replicas_that_differ(replicas)
     yield from _runtimes_that_differ(replicas)
     for model, some in _by(replicas, lambda one: one.model).items():
-        yield from _not_as_published(model, some, store)
+        try:
+            yield from _not_as_published(model, some, store)
+        except (StartupError, StoreError) as error:
+            yield f"{model}: {error}"
     yield from _known(replicas)
-    yield from _only_run(replicas, keep)
     for one in replicas:
         where = f"{one.url}: {one.model}"
         if one.answer["degraded"]:
@@ -46,10 +47,14 @@ def disagreements(replicas: list[Replica], store: str, keep: int = 3) -> Iterato
 
 def _replicas_that_differ(replicas: list[Replica]) -> Iterator[str]:
     for release, some in _by(replicas, lambda one: one.release).items():
+        if release is None:
+            continue
         for name, fact in _OF_A_RELEASE.items():
-            yield from _differ(_title(release), name, some, fact)
-        for name in sorted({name for one in some for name in one.answer["packages"]}):
-            yield from _differ(_title(release), name, some, methodcaller("package", name))
+            yield from _differ(release, name, some, fact)
+        packages = sorted({name for one in some for name in one.answer["packages"]})
+        differing = [name for name in packages if len(_by(some, methodcaller("package", name))) > 1]
+        if others := [name for name in differing if name not in _RUNTIME]:
+            yield f"{release}: packages differ: {', '.join(others)}; FORMAT=json has all versions"
 
 
 def _runtimes_that_differ(replicas: list[Replica]) -> Iterator[str]:
@@ -98,18 +103,30 @@ def _known(replicas: list[Replica]) -> Iterator[str]:
                 yield f"{where}: {name} {version}: {found.advisory}, fixed in {fixed}"
 
 
-def _only_run(replicas: list[Replica], keep: int) -> Iterator[str]:
-    """Yield images that only a container keeps: `make prune` would have removed them."""
+def notes(replicas: list[Replica], keep: int = 3) -> Iterator[str]:
+    """Yield what is no disagreement but should be known, and what could not be asked.
+
+    keep: of `make prune`: how many images of each mode and model stay that nothing runs.
+    """
+    today = dt.datetime.now(dt.UTC).date()
+    extracts = (("vulnerabilities", advisories()), ("ends of life", dates()))
+    for what, extract in extracts:
+        if said := extract.warning(today):
+            yield f"{what}: {said}"
     if not any(one.answer["image"] for one in replicas):
         return
-    images = find("").images
+    try:
+        images = find("").images
+    except DockerError as error:
+        yield f"which images `make prune` would remove was not asked: {error}"
+        return
     recent = newest(images, keep)
     old = {name for image in images if image.id not in recent for name in image.names}
     for one in replicas:
         if one.answer["image"] in old:
             yield (
-                f"{one.url}: {one.answer['image']}: older than the newest {keep}: once it is "
-                "stopped and removed, `make prune` removes the image, too"
+                f"{one.url}: {one.answer['image']}: older than the newest {keep} of this Docker: "
+                "once its container is gone, `make prune` removes it"
             )
 
 
@@ -144,7 +161,3 @@ def _by(some: Iterable[Replica], key: Callable[[Replica], Any]) -> dict[Any, lis
     for one in some:
         grouped.setdefault(key(one), []).append(one)
     return grouped
-
-
-def _title(release: tuple[Any, ...]) -> str:
-    return "replicas of " + " ".join(str(part) for part in release if part)

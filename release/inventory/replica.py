@@ -12,6 +12,22 @@ _ASK_SECONDS = 10
 # Answers come from any worker.
 _ROUNDS = 20
 
+_FIELDS = {
+    *(
+        "mode",
+        "image",
+        "revision",
+        "host",
+        "pid",
+        "started_at",
+        "ready",
+        "degraded",
+        "os",
+        "kernel",
+    ),
+    *("cpu_features", "python", "packages", "providers", "settings", "model"),
+}
+
 Answer = dict[str, Any]
 
 
@@ -33,9 +49,10 @@ class Replica:
         return version
 
     @property
-    def release(self) -> tuple[Any, ...]:
-        """What replicas have in common that must not differ in anything else."""
-        return self.answer["mode"], self.answer["image"], self.model
+    def release(self) -> str | None:
+        """What replicas have in common that must not differ in anything else; None without one."""
+        image = self.answer["image"]
+        return f"replicas of {image} {self.model}" if image not in (None, "unknown") else None
 
 
 def ask(urls: Iterable[str]) -> tuple[list[Replica], list[str]]:
@@ -43,15 +60,27 @@ def ask(urls: Iterable[str]) -> tuple[list[Replica], list[str]]:
     replicas, silent = [], []
     for url in urls:
         try:
-            replicas += _workers(url.rstrip("/"))
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
-            silent.append(f"{url}: no /inventory there: {error or type(error).__name__}")
+            found, wanted = _workers(url.rstrip("/"))
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            silent.append(f"{url}: no /inventory there: {_why(error)}")
+            continue
+        replicas += found
+        if len(found) < wanted:
+            silent.append(f"{url}: {len(found)} of {wanted} workers answered")
     return replicas, silent
 
 
-def _workers(url: str) -> list[Replica]:
-    """Ask one address until all of its workers have answered, or long enough."""
-    found: dict[int, Replica] = {}
+def _why(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        hint = ": MANAGEMENT_PORT has it, if that is set"
+        status = error.response.status_code
+        return f"status {status}{hint if status == httpx.codes.NOT_FOUND else ''}"
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _workers(url: str) -> tuple[list[Replica], int]:
+    """Ask one address until all of its workers have answered, or long enough; and their number."""
+    found: dict[tuple[str, int], Replica] = {}
     wanted = 1
     with (
         httpx.Client(timeout=_ASK_SECONDS, headers={"Connection": "close"}) as client,
@@ -60,13 +89,17 @@ def _workers(url: str) -> list[Replica]:
         for _ in range(_ROUNDS):
             # At the same time: one that is idle would answer them all, one by one.
             for answer in threads.map(partial(_answer, client), [url] * (2 * wanted - 1)):
-                found[answer["pid"]] = Replica(url, answer)
+                found[answer["host"], answer["pid"]] = Replica(url, answer)
                 wanted = answer["settings"]["workers"]
             if len(found) >= wanted:
                 break
-    return [found[pid] for pid in sorted(found)]
+    return [found[process] for process in sorted(found)], wanted
 
 
 def _answer(client: httpx.Client, url: str) -> Answer:
+    """Return an answer that has what the table shows. Raises ValueError for another."""
     answer: Answer = client.get(f"{url}/inventory").raise_for_status().json()
+    lacking = _FIELDS.difference(answer) if isinstance(answer, dict) else _FIELDS
+    if lacking:
+        raise ValueError(f"the answer lacks {', '.join(sorted(lacking))}: an older server?")
     return answer

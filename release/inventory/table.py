@@ -1,6 +1,5 @@
 """The facts of replicas as a table, and the forms in which it is kept or shown."""
 
-import datetime as dt
 import html
 import json
 from collections.abc import Callable, Iterable
@@ -12,8 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from release.audit.advisories import advisories
-from release.audit.end_of_life import dates
 from release.inventory.replica import Answer, Replica
 from serving.contract import dimensions
 
@@ -104,17 +101,7 @@ def _list(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
 
 
-def not_asked() -> list[str]:
-    """Return what nobody could be asked about: without extracts, what is known of versions."""
-    extracts = {"vulnerabilities": advisories(), "ends of life": dates()}
-    return [
-        f"Not asked: {what}: {extract.warning(dt.datetime.now(dt.UTC).date())}"
-        for what, extract in extracts.items()
-        if extract.date is None
-    ]
-
-
-def show(replicas: list[Replica], found: list[str]) -> None:
+def show(replicas: list[Replica], found: list[str], noted: list[str]) -> None:
     """Print the table and what does not agree."""
     rows = table(replicas)
     shown = Table(show_header=False, show_lines=True)
@@ -124,24 +111,24 @@ def show(replicas: list[Replica], found: list[str]) -> None:
         shown.add_row(*map(escape, row))
     console = Console(highlight=False)
     console.print(shown)
-    console.print("\n".join(_verdict(found)), soft_wrap=True, markup=False)
+    console.print("\n".join(_verdict(found, noted)), soft_wrap=True, markup=False)
 
 
-def as_json(replicas: list[Replica], found: list[str]) -> str:
+def as_json(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
     """Return whole answers, by where they came from, and what does not agree."""
     answers = [{"url": one.url, **one.answer} for one in replicas]
-    return json.dumps({"replicas": answers, "disagreements": found}, indent=2)
+    return json.dumps({"replicas": answers, "disagreements": found, "notes": noted}, indent=2)
 
 
-def as_markdown(replicas: list[Replica], found: list[str]) -> str:
+def as_markdown(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
     """Return the table and what does not agree."""
     first, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table(replicas)]
     lines = [first, ["---"] * len(first), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([text, "", *(f"- {line}" for line in _verdict(found))])
+    return "\n".join([text, "", *(f"- {line}" for line in _verdict(found, noted))])
 
 
-def as_html(replicas: list[Replica], found: list[str]) -> str:
+def as_html(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
     """Return a page of its own, light and dark, without outside assets."""
     rows = "\n".join(
         f"<tr><th scope=row>{html.escape(name)}</th>"
@@ -149,15 +136,15 @@ def as_html(replicas: list[Replica], found: list[str]) -> str:
         + "</tr>"
         for name, *cells in table(replicas)
     )
-    listed = "\n".join(f"<li>{html.escape(line)}</li>" for line in _verdict(found))
+    listed = "\n".join(f"<li>{html.escape(line)}</li>" for line in _verdict(found, noted))
     return _PAGE.substitute(rows=rows, found=listed)
 
 
-def _verdict(found: list[str]) -> list[str]:
-    return [*(found or ["Everything agrees."]), *dict.fromkeys(not_asked())]
+def _verdict(found: list[str], noted: list[str]) -> list[str]:
+    return [*(found or ["Everything agrees."]), *(f"Note: {line}" for line in noted)]
 
 
-FORMATS: dict[str, Callable[[list[Replica], list[str]], str]] = {
+FORMATS: dict[str, Callable[[list[Replica], list[str], list[str]], str]] = {
     "json": as_json,
     "markdown": as_markdown,
     "html": as_html,

@@ -291,6 +291,7 @@ def test_an_old_extract_is_said(lock: Path, dockerfile: Path) -> None:
 
     assert not [said for said in fresh.warnings if f"of {oldest}" in said]
     assert len(old.warnings) == 2
+    assert old.failed
 
 
 PIP_AUDIT = """#!{python}

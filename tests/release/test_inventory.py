@@ -6,9 +6,11 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -173,6 +175,69 @@ def test_a_server_that_does_not_answer_is_named(store: Path) -> None:
 
     assert shown.returncode == 1
     assert "http://127.0.0.1:9: no /inventory there" in shown.stdout
+
+
+@contextmanager
+def answering(answer: object) -> Iterator[str]:
+    """The address of something that is no server of this project, or an older one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("answer", [None, [], {"pid": 1, "settings": {"workers": 1}}])
+def test_another_answer_is_named_and_loses_no_other(answer: object, planted: Planted) -> None:
+    """Mixed revisions are what the record is for."""
+    with answering(answer) as url:
+        shown = inventory([url, planted.urls[0]], planted.store, "json")
+
+    made = json.loads(shown.stdout)
+    assert [one["url"] for one in made["replicas"]] == [planted.urls[0]]
+    assert f"{url}: no /inventory there: the answer lacks " in made["disagreements"][0]
+
+
+def test_a_worker_that_never_answers_is_missed(planted: Planted) -> None:
+    whole = json.loads(inventory([planted.urls[0]], planted.store, "json").stdout)["replicas"][0]
+    whole["settings"]["workers"] = 3
+    with answering(whole) as url:
+        made = json.loads(inventory([url], planted.store, "json").stdout)
+
+    assert f"{url}: 1 of 3 workers answered" in made["disagreements"]
+
+
+def test_without_docker_the_servers_are_asked_all_the_same(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator's machine needs no Docker to ask over HTTP."""
+    monkeypatch.setenv("DOCKER", "/nowhere/docker")
+    with start("model_in_image", store / "iris" / "1", IMAGE="model_in_image:1-iris-1") as server:
+        url = server.wait_until_ready().url
+        made = json.loads(inventory([url], store, "json").stdout)
+
+    assert made["replicas"][0]["image"] == "model_in_image:1-iris-1"
+    assert made["disagreements"] == []
+    assert any("`make prune` would remove was not asked: DOCKER" in line for line in made["notes"])
+
+
+def test_no_address_is_no_agreement(store: Path) -> None:
+    """An unset variable in a pipeline must not pass."""
+    shown = inventory([], store, "table")
+
+    assert shown.returncode == 1
+    assert "URLS: expected one or more addresses" in shown.stderr
 
 
 def test_training_on_other_versions_is_said_at_the_start_and_in_the_metadata(
