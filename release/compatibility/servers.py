@@ -32,6 +32,9 @@ _TITLE = "org.opencontainers.image.title"
 _REVISION = "org.opencontainers.image.revision"
 # The last layers of an image, which are not the server's: the mode, and the model.
 _OWN_LAYERS = {"model_load": 1, "model_in_image": 2}
+# Of the layers before those: what marks pip as removed, which Docker dates. Behind it are the
+# libraries, the server and its folder.
+_MARKS = -4
 _TRIAL = Path(__file__).with_name("trial.py")
 
 
@@ -208,7 +211,8 @@ def grouped(inspected: list[dict[str, Any]]) -> list[ImageServer]:
         image = _image(found)
         own = _OWN_LAYERS.get(_title(found))
         if own and (image.names or image.digests):
-            servers.setdefault(tuple(found["RootFS"]["Layers"][:-own]), []).append(image)
+            layers = found["RootFS"]["Layers"][:-own]
+            servers.setdefault(tuple(layers[:_MARKS] + layers[_MARKS + 1 :]), []).append(image)
     return [ImageServer(tuple(images)) for images in servers.values()]
 
 

@@ -242,21 +242,25 @@ def image(title: str, layers: str, created: int, *, name: bool = True) -> dict[s
 
 
 def test_images_with_the_same_server_are_one_server() -> None:
-    """A hundred models in images are one column; a leftover without a name is none."""
+    """A hundred models in images are one column; a leftover without a name is none.
+
+    Base, marks of what was removed (dated, so never the same), libraries, server, its folder,
+    mode, model.
+    """
     servers = grouped(
         [
-            image("model_in_image", "abIx", 5),
-            image("model_in_image", "abIy", 4),
-            image("model_in_image", "acIx", 3),
-            image("model_load", "abL", 2),
-            image("model_load", "adL", 6, name=False),
+            image("model_in_image", "bmlsfIx", 5),
+            image("model_in_image", "bnlsfIy", 4),
+            image("model_in_image", "bmltfIx", 3),
+            image("model_load", "bolsfL", 2),
+            image("model_load", "bmLsfL", 6, name=False),
             image("model", "x", 7),
         ]
     )
 
     assert [[one.names[0] for one in server.images] for server in servers] == [
-        ["model_load:abL", "model_in_image:abIx", "model_in_image:abIy"],
-        ["model_in_image:acIx"],
+        ["model_load:bolsfL", "model_in_image:bmlsfIx", "model_in_image:bnlsfIy"],
+        ["model_in_image:bmltfIx"],
     ]
 
 
