@@ -16,10 +16,10 @@ from typing import Self
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
-from serving.contract import CONTRACT_FILE, Array, Contract, ContractMismatch
+from serving.contract import CONTRACT_FILE, Array, Contract
 from serving.errors import RequestError
 from serving.rows import Rows, why_no_rows
-from serving.verify import open_session, session_differences, sha256_of
+from serving.verify import sha256_of, verified_session
 
 _RUN_ERRORS = (InvalidArgument, Fail, RuntimeException)
 _OUT_OF_MEMORY = "allocate memory"
@@ -52,9 +52,7 @@ class Model:
         Raises ContractMismatch with every difference of the session from the contract.
         """
         started = time.perf_counter()
-        session = open_session(contract, directory)
-        if found := session_differences(contract, session):
-            raise ContractMismatch(str(directory), found)
+        session = verified_session(contract, directory)
         return cls(
             directory=directory,
             contract=contract,

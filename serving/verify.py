@@ -147,15 +147,15 @@ def session_differences(contract: Contract, session: onnxruntime.InferenceSessio
     return found
 
 
-def verify(directory: Path) -> Contract:
-    """Return the contract of an artifact that this runtime can serve, the golden rows included.
+def verified_session(contract: Contract, directory: Path) -> onnxruntime.InferenceSession:
+    """Open the model of an artifact whose files were verified, and run its golden rows.
 
-    Raises ContractMismatch with every difference.
+    Raises ContractMismatch with every difference of the session from the contract.
     """
-    contract = verify_files(directory)
-    if found := session_differences(contract, open_session(contract, directory)):
+    session = open_session(contract, directory)
+    if found := session_differences(contract, session):
         raise ContractMismatch(str(directory), found)
-    return contract
+    return session
 
 
 def tensors_of(nodes: list[Any]) -> tuple[Tensor, ...]:
@@ -241,8 +241,10 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    path = Path(sys.argv[1])
     try:
-        verified = verify(Path(sys.argv[1]))
+        verified = verify_files(path)
+        verified_session(verified, path)
     except ContractMismatch as mismatch:
         sys.exit(str(mismatch))
     print(f"{verified.name}/{verified.version}: the model is what its contract says")  # noqa: T201
