@@ -15,7 +15,12 @@ from serving.errors import StartupError
 
 
 class Alias(Protocol):
-    """An alias in any store. Whatever is asked may raise StartupError and ContractMismatch."""
+    """An alias in any store, which `uri` names.
+
+    Whatever is asked may raise StartupError and ContractMismatch.
+    """
+
+    uri: ArtifactUri
 
     def version(self) -> str:
         """Return the version that it names now."""
@@ -31,23 +36,25 @@ class LocalAlias:
     """An alias in a folder, whose artifacts are opened in place."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._parsed = ArtifactUri.parse(str(local_path(uri)))
-        self._store = Path(self._parsed.store)
+        self._asked = uri
+        self.uri = ArtifactUri.parse(str(local_path(uri)))
+        self._store = Path(self.uri.store)
 
     def version(self) -> str:
         """Return the version that the alias's file holds."""
-        file = self._store / self._parsed.alias_path
+        file = self._store / self.uri.alias_path
         try:
             text = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise StartupError(f"MODEL_URI: {self._uri}: no such alias: {file}: {reason}") from None
-        return self._parsed.checked_version(text)
+            raise StartupError(
+                f"MODEL_URI: {self._asked}: no such alias: {file}: {reason}"
+            ) from None
+        return self.uri.checked_version(text)
 
     def artifact(self, version: str) -> Path:
         """Return the folder of a version."""
-        return _in_place(self._uri, self._store / self._parsed.name / version)
+        return _in_place(self._asked, self._store / self.uri.name / version)
 
     def hold(self, _: Path) -> AbstractContextManager[object]:
         """Do nothing: nobody's cache holds it."""
@@ -68,9 +75,9 @@ class BucketAlias:
         self._read_seconds = read_seconds
         self._pull_seconds = pull_seconds
         # Two for all times: their connections and credentials are kept.
-        parsed = ArtifactUri.parse(uri)
-        self._reader = Pull(parsed, Deadline(read_seconds, read_seconds))
-        self._puller = Pull(parsed, Deadline(pull_seconds))
+        self.uri = ArtifactUri.parse(uri)
+        self._reader = Pull(self.uri, Deadline(read_seconds, read_seconds))
+        self._puller = Pull(self.uri, Deadline(pull_seconds))
 
     def version(self) -> str:
         """Return the version that the alias's object holds."""

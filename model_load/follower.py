@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from model_load.alias import Alias, BucketAlias, LocalAlias
 from model_load.cache import Cache
 from model_load.settings import ModelLoadSettings
-from model_load.uri import ArtifactUri, is_bucket, local_path
+from model_load.uri import is_bucket
 from serving import logs
 from serving.contract import MODEL_FILE, ContractMismatch
 from serving.errors import StartupError
@@ -33,6 +33,7 @@ _JITTER = 0.1
 # For the alias, which is read again at the next poll anyway.
 _READ_SECONDS = 5.0
 _LONGEST_REASON = 4096
+_NOT_REFUSED: dict[str, Any] = {"refused": None, "refusal": None, "refusals": 0}
 # The first to go when memory is short.
 _OOM_SCORE = "1000"
 
@@ -50,7 +51,6 @@ class Follower:
         self._current = current
         self._noting = threading.Lock()
         self._alias = _alias(settings)
-        self._uri = _parsed(settings)
         self._holding = ExitStack()
         self._trying: threading.Thread | None = None
         self._verify_until = float("inf")
@@ -76,7 +76,7 @@ class Follower:
         if self._trying and self._trying.is_alive():
             self._watch(version)
         elif version is not None and self._is_served(version):
-            self._note(refused=None, refusal=None, refusals=0)
+            self._note(**_NOT_REFUSED)
         elif version is not None and self._is_due(version):
             self._verify_until = float("inf")
             self._trying = threading.Thread(target=self._try, args=(version,), name=version)
@@ -91,7 +91,7 @@ class Follower:
             reason = _reason(error)
             if now.unread is None:
                 logs.error("alias_not_read", served=now.version, reason=reason)
-            named = f"{self._uri.name}@{self._uri.alias}"
+            named = f"{self._alias.uri.name}@{self._alias.uri.alias}"
             self._note(unread=self._fit_to_show(f"{named}: {reason}"), failures=1)
             return None
         self._note(unread=None, polled_at=time.time())
@@ -119,7 +119,7 @@ class Follower:
     def _try(self, version: str) -> None:
         """Make a version the one that is current; whatever goes wrong, leave the last good one."""
         if version != self._current.get().refused:
-            self._note(refused=None, refusal=None, refusals=0)
+            self._note(**_NOT_REFUSED)
         self._note(trying=version)
         try:
             self._move(version)
@@ -142,16 +142,14 @@ class Follower:
             version=version,
             directory=str(directory),
             trying=None,
-            refused=None,
-            refusal=None,
-            refusals=0,
             moves=1,
+            **_NOT_REFUSED,
         )
 
     def _refuse(self, version: str, reason: str) -> None:
         """Keep what is served and say why: as an error once a reason, and later try again."""
         now = self._current.get()
-        shown = self._fit_to_show(f"{self._uri.name}/{version}: {reason}")
+        shown = self._fit_to_show(f"{self._alias.uri.name}/{version}: {reason}")
         if version != now.refused or _without_numbers(shown) != _without_numbers(now.refusal or ""):
             logs.error("model_refused", version=version, served=now.version, reason=reason)
         refusals = now.refusals + 1 if version == now.refused else 1
@@ -167,8 +165,8 @@ class Follower:
 
     def _fit_to_show(self, reason: str) -> str:
         """Return a reason without the addresses and folders of this service: it is for all."""
-        if self._uri.store:
-            reason = re.sub(rf"(?<!\w){re.escape(self._uri.store)}/", "<store>/", reason)
+        if self._alias.uri.store:
+            reason = re.sub(rf"(?<!\w){re.escape(self._alias.uri.store)}/", "<store>/", reason)
         return re.sub(r"(\w+:/|(?<![\w>]))/\S+", "<path>", reason)[:_LONGEST_REASON]
 
     def _note(self, *, moves: int = 0, failures: int = 0, **changed: Any) -> None:
@@ -189,11 +187,6 @@ def _alias(settings: ModelLoadSettings) -> Alias:
         read_seconds=_READ_SECONDS,
         pull_seconds=settings.model_pull_seconds,
     )
-
-
-def _parsed(settings: ModelLoadSettings) -> ArtifactUri:
-    uri = str(settings.model_uri)
-    return ArtifactUri.parse(uri if is_bucket(uri) else str(local_path(uri)))
 
 
 def _reason(error: BaseException) -> str:
