@@ -29,7 +29,8 @@ YES =
 TO = docs
 IMAGE_TAG =
 REGISTRY =
-DOCKER ?= docker
+# For the tools and the tests.
+export DOCKER ?= docker
 
 MODE = model_in_image
 MODEL = $(STORE)/iris/1
@@ -79,29 +80,29 @@ predict: setup ## Ask the server on PORT=8000 for a prediction of its own sample
 
 ##@ Images
 build: setup ## Build both images with MODEL=models/iris/1, which STORE=models must hold; IMAGE_TAG=… REGISTRY=… DOCKER=docker
-	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release build $(call option,MODEL,model) \
+	@.venv/bin/python -m release build $(call option,MODEL,model) \
 		$(call option,STORE,store) $(call option,IMAGE_TAG,image-tag) $(call option,REGISTRY,registry)
 
 build-model: setup ## Build an image of MODEL=models/iris/1 alone, which Kubernetes can mount
-	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release build-model $(call option,MODEL,model) \
+	@.venv/bin/python -m release build-model $(call option,MODEL,model) \
 		$(call option,STORE,store) $(call option,REGISTRY,registry)
 
 sbom: setup-dev ## Write what is in the images that were built, as CycloneDX, into sbom/
-	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release sbom --to=sbom $(call option,MODEL,model) \
+	@.venv/bin/python -m release sbom --to=sbom $(call option,MODEL,model) \
 		$(call option,STORE,store) $(call option,IMAGE_TAG,image-tag) $(call option,REGISTRY,registry)
 
 ##@ The record
 inventory: setup ## Ask the servers at URLS="http://…" what they are: FORMAT=table|json|markdown|html; fails when anything does not agree
-	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release inventory --urls=$(call quoted,$(URLS)) $(call option,STORE,store) \
+	@.venv/bin/python -m release inventory --urls=$(call quoted,$(URLS)) $(call option,STORE,store) \
 		$(call option,FORMAT,format)
 
 compatibility: setup ## Find which server image (and LOCK=requirements.txt) serves which model of STORE=models, into TO=docs
-	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release compatibility $(call option,STORE,store) \
+	@.venv/bin/python -m release compatibility $(call option,STORE,store) \
 		$(call option,TO,to) $(call option,REGISTRY,registry) \
 		$(foreach file,$(LOCK),--lock=$(call quoted,$(file)))
 
 prune: setup ## Show the images that nothing runs and no rollback needs, and what they cost; YES=1 removes them; KEEP=3 REGISTRY=…
-	@DOCKER=$(call quoted,$(DOCKER)) .venv/bin/python -m release prune $(call option,STORE,store) \
+	@.venv/bin/python -m release prune $(call option,STORE,store) \
 		$(call option,KEEP,keep) $(call option,REGISTRY,registry) $(if $(filter 1,$(YES)),--yes)
 
 audit: setup ## Ask what is known against what is locked: vulnerabilities, ends of life; FORMAT=json LOCK=file

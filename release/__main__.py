@@ -3,7 +3,7 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -135,12 +135,7 @@ def inventory(
         replicas, silent = ask(urls.split())
         found = list(dict.fromkeys([*silent, *disagreements(replicas, store)]))
         noted = list(dict.fromkeys(notes(replicas)))
-    if format == "table":
-        show(replicas, found, noted)
-    elif format in FORMATS:
-        print(FORMATS[format](replicas, found, noted))
-    else:
-        sys.exit(f"FORMAT: expected table, {', '.join(FORMATS)}, got {format}")
+    _say(format, show, FORMATS, replicas, found, noted)
     sys.exit(bool(found))
 
 
@@ -184,12 +179,7 @@ def audit(
     """Ask what is known against what is locked; 1 when anything is, or could not be asked."""
     with _failures_as_text():
         made = Audit.of(lock or LOCKS)
-    if format == "table":
-        show_audit(made)
-    elif format in AUDIT_FORMATS:
-        print(AUDIT_FORMATS[format](made))
-    else:
-        sys.exit(f"FORMAT: expected table, {', '.join(AUDIT_FORMATS)}, got {format}")
+    _say(format, show_audit, AUDIT_FORMATS, made)
     sys.exit(made.failed)
 
 
@@ -203,6 +193,21 @@ def audit_data(
 
     with _failures_as_text():
         print(*write(advisories, end_of_life), sep="\n")
+
+
+def _say(
+    form: str,
+    show: Callable[..., None],
+    forms: Mapping[str, Callable[..., str]],
+    *what: object,
+) -> None:
+    """Show something as a table, or print it in another form."""
+    if form == "table":
+        show(*what)
+    elif form in forms:
+        print(forms[form](*what))
+    else:
+        sys.exit(f"FORMAT: expected table, {', '.join(forms)}, got {form}")
 
 
 @contextlib.contextmanager

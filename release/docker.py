@@ -5,6 +5,7 @@ DOCKER in the environment names another program than `docker`.
 
 import json
 import os
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+# The labels by which this project's Dockerfiles say what an image is.
+TITLE = "org.opencontainers.image.title"
+REVISION = "org.opencontainers.image.revision"
 # What Docker and registries compress layers with.
 _GZIP_LEVEL = 6
 _GZIP_WINDOW = 31
@@ -41,6 +45,16 @@ class Layer:
 def program() -> str:
     """Return the name of the command: DOCKER's, or `docker`."""
     return os.environ.get("DOCKER") or "docker"
+
+
+def prefix_of(registry: str | None) -> str:
+    """Return what comes before the names of images in a registry; "" where none is named."""
+    return f"{registry.rstrip('/')}/" if registry else ""
+
+
+def repository(name: str) -> str:
+    """Return an image's name without tag and digest: a colon before a slash is a port's."""
+    return re.sub(r":[^/]*$", "", name.partition("@")[0])
 
 
 def docker(*arguments: str, show: bool = False) -> str:

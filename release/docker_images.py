@@ -1,6 +1,7 @@
 """The images of this project as Docker has them: what they are called and what they weigh.
 
-Used by prune.py. An image is this project's by the labels that its Dockerfiles give.
+Used by prune.py and the inventory. An image is this project's by the labels that its
+Dockerfiles give.
 """
 
 import contextlib
@@ -12,12 +13,10 @@ from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
-from release.docker import DockerError, docker
+from release.docker import REVISION, TITLE, DockerError, docker, repository
 
 # What the Dockerfiles label their images with.
 TITLES = ("model_in_image", "model_load", "model")
-_TITLE = "org.opencontainers.image.title"
-_REVISION = "org.opencontainers.image.revision"
 _MODEL = "model.name"
 
 _NEVER = "1970-01-01T00:00:00Z"
@@ -59,7 +58,7 @@ class Image:
         return [
             name
             for name in self.names
-            if not (name.startswith(prefix) and _repository(name).split("/")[-1] == self.title)
+            if not (name.startswith(prefix) and repository(name).split("/")[-1] == self.title)
         ]
 
     def is_called(self, reference: str) -> bool:
@@ -67,7 +66,7 @@ class Image:
         name, _, digest = reference.partition("@")
         if {name, digest} & self.digests:
             return True
-        by_tag = not digest or _repository(name) != name
+        by_tag = not digest or repository(name) != name
         return by_tag and _with_tag(name) in map(_with_tag, self.names)
 
 
@@ -158,17 +157,17 @@ def _inspect() -> list[dict[str, Any]]:
 def _image(record: dict[str, Any]) -> Image | None:
     """Return an image of this project; None for another's."""
     labels = (record.get("Config") or {}).get("Labels") or {}
-    if labels.get(_TITLE) not in TITLES or _REVISION not in labels:
+    if labels.get(TITLE) not in TITLES or REVISION not in labels:
         return None
     tags, digests = record.get("RepoTags") or [], record.get("RepoDigests") or []
-    tagged = {_repository(tag) for tag in tags}
+    tagged = {repository(tag) for tag in tags}
     times = [record.get("Created"), (record.get("Metadata") or {}).get("LastTagTime")]
     return Image(
         record["Id"],
-        labels[_TITLE],
+        labels[TITLE],
         labels.get(_MODEL, ""),
         # With the last tag of a repository goes what it is called there by digest.
-        (*tags, *(name for name in digests if _repository(name) not in tagged)),
+        (*tags, *(name for name in digests if repository(name) not in tagged)),
         frozenset([record["Id"], *(name.rpartition("@")[2] for name in digests)]),
         max(datetime.fromisoformat(time or _NEVER) for time in times),
         tuple(_layers(record)),
@@ -179,12 +178,7 @@ def _layers(record: dict[str, Any]) -> Iterable[str]:
     return accumulate((record.get("RootFS") or {}).get("Layers") or [], "{} {}".format)
 
 
-def _repository(name: str) -> str:
-    """Return a name without tag and digest: a colon before a slash is a port's."""
-    return re.sub(r":[^/]*$", "", name.partition("@")[0])
-
-
 def _with_tag(name: str) -> str:
     """Return a name as it is always the same: without Docker Hub, and with a tag."""
-    tagged = name if _repository(name) != name else f"{name}:latest"
+    tagged = name if repository(name) != name else f"{name}:latest"
     return _DOCKER_HUB.sub("", tagged)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from release.docker import Layer, docker, layers
+from release.docker import Layer, docker, layers, prefix_of, repository
 from release.store import contract_in
 from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract
 from serving.verify import verify_files
@@ -61,8 +61,7 @@ class Release:
                 f"STORE: {store} does not hold {contract.name}/{contract.version} as it is in "
                 f"{model}. Publish it first: an image is no place to keep a model."
             )
-        prefix = f"{registry.rstrip('/')}/" if registry else ""
-        return cls(model, contract, tag, prefix)
+        return cls(model, contract, tag, prefix_of(registry))
 
     @property
     def tag(self) -> str:
@@ -163,7 +162,7 @@ def _show_transfers(images: dict[str, list[Layer]], artifact_bytes: int) -> None
     """Print what a node transfers: at first all of it, then what changed."""
     table = _table("image", "first model", "next model", "next server", "pulled at start")
     for image, made in images.items():
-        mode = image.rpartition("/")[2].partition(":")[0]
+        mode = repository(image).rpartition("/")[2]
         model, server = (
             [layer for layer in made if _part(layer) in parts]
             for parts in ({"model"}, {"server", mode})

@@ -13,9 +13,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from release.cluster import ClusterError, current_context, needed_by_cluster
-from release.docker import DockerError, docker
+from release.docker import DockerError, docker, prefix_of
 from release.docker_images import Image, find, layer_sizes
-from serving.contract import CONTRACT_FILE
+from release.store import versions_in
 
 
 class PruneError(Exception):
@@ -34,7 +34,7 @@ def prune(store: str, keep: int, *, yes: bool, registry: str | None = None) -> i
     if keep < 1:
         raise PruneError(f"KEEP: expected 1 or more, got {keep}. The newest image always stays.")
     needed = _ask_cluster()
-    prefix = f"{registry.rstrip('/')}/" if registry else ""
+    prefix = prefix_of(registry)
     found = find(prefix)
     reasons = why_kept(found.images, keep, needed, prefix)
     sizes = layer_sizes(found.images)
@@ -146,7 +146,7 @@ def _artifacts(store: str) -> str:
     """Say what a model store holds; nothing in it is ever removed."""
     if "://" in store:
         return f"Artifacts: not counted, because STORE={store} is no local directory."
-    versions = [contract.parent for contract in Path(store).glob(f"*/*/{CONTRACT_FILE}")]
+    versions = versions_in(Path(store))
     files = [file for version in versions for file in version.rglob("*") if file.is_file()]
     size = decimal(sum(file.stat().st_size for file in files))
     return f"Artifacts: {len(versions)} in {store}, {size}; none is removed."

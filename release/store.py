@@ -6,11 +6,22 @@ import obstore
 from obstore.exceptions import BaseError
 
 from serving.bucket import first_line, open_bucket
-from serving.contract import CONTRACT_FILE
+from serving.contract import ALIASES, CONTRACT_FILE
 
 
 class StoreError(Exception):
     """A model store that cannot be asked, and why."""
+
+
+def versions_in(store: Path) -> list[Path]:
+    """Return the directory of every version in a local store: what has no contract is none."""
+    found = (path.parent for path in store.glob(f"*/*/{CONTRACT_FILE}"))
+    return [
+        version
+        for version in found
+        if version.name != ALIASES
+        and not any(part.startswith(".") for part in version.relative_to(store).parts)
+    ]
 
 
 def contract_in(store: str, name: str, version: str) -> bytes | None:

@@ -67,9 +67,8 @@ class Advisories(Extract):
         """Return what is wrong with one version of a package."""
         known = self.packages.get(normalized(package))
         if known is None:
-            why = f"{self.name} was not made for it: {self.command}"
-            if self.date is None:
-                why = "there is no extract"
+            made = f"{self.name} was not made for it: {self.command}"
+            why = made if self.date else "there is no extract"
             return [Finding(package, version, None, why)]
         try:
             # What is built locally, 2.1+cpu, has the vulnerabilities of 2.1.

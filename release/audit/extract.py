@@ -1,6 +1,6 @@
 """An extract of public data, kept in data/: where it is from, how old, how it is made again.
 
-advisories.py and end_of_life.py ask one each; audit_data.py writes both.
+advisories.py and end_of_life.py ask one each; refresh.py writes both.
 """
 
 import datetime as dt

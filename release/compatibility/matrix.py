@@ -1,6 +1,6 @@
 """The table of what serves what: a page, and the same on a terminal.
 
-Made of a record of compatibility.py; reasons are numbered, and listed once each.
+Made of the record that record.py makes; reasons are numbered, and listed once each.
 """
 
 from pathlib import Path

@@ -26,7 +26,8 @@ from release.compatibility.servers import (
 )
 from release.compatibility.volume import volume_with
 from release.docker import DockerError
-from serving.contract import ALIASES, CONTRACT_FILE, ContractMismatch, read_contract
+from release.store import versions_in
+from serving.contract import CONTRACT_FILE, ContractMismatch, read_contract
 from serving.verify import sha256_of
 
 RECORD = "compatibility.json"
@@ -171,18 +172,13 @@ def _directory(store: str) -> Path:
 
 def _artifacts(store: Path) -> list[Artifact]:
     """Return every version of a store that has a contract: without one it is not there yet."""
-    contracts = [
-        path
-        for path in store.glob(f"*/*/{CONTRACT_FILE}")
-        if path.parent.name != ALIASES
-        and not any(part.startswith(".") for part in path.relative_to(store).parts)
-    ]
-    if not contracts:
+    versions = versions_in(store)
+    if not versions:
         raise CompatibilityError(
             f"STORE: expected <name>/<version>/{CONTRACT_FILE} in {store}, got none. "
             "Publish a model first: make train"
         )
-    return [_artifact(path.parent) for path in sorted(contracts, key=_natural)]
+    return [_artifact(path) for path in sorted(versions, key=_natural)]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

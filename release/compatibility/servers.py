@@ -1,6 +1,6 @@
 """The servers that artifacts can be tried in: local images, and a lock's environments.
 
-Used by compatibility.py. A server runs trial.py with its own Python, and is asked what it is;
+Used by record.py. A server runs trial.py with its own Python, and is asked what it is;
 its labels and its lock are not believed.
 """
 
@@ -21,15 +21,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from release.compatibility.volume import MOUNT
-from release.docker import DockerError, docker
+from release.docker import REVISION, TITLE, DockerError, docker, prefix_of, repository
 
 ROOT = Path(__file__).parent.parent.parent
 # Environments are made again when this directory is removed.
 ENVIRONMENTS = ROOT / ".venv" / "compatibility"
 TRY_SECONDS = 300
 
-_TITLE = "org.opencontainers.image.title"
-_REVISION = "org.opencontainers.image.revision"
 # The last layers of an image, which are not the server's: the mode, and the model.
 _OWN_LAYERS = {"model_load": 1, "model_in_image": 2}
 # Of the layers before those: what marks pip as removed, which Docker dates. Behind it are the
@@ -193,8 +191,8 @@ def local_servers(registry: str | None) -> list[ImageServer]:
 
     registry: what comes before the images' names; None and "" take all. Raises DockerError.
     """
-    only = [f"--filter=reference={registry.rstrip('/')}/*"] if registry else []
-    ids = docker("images", "--quiet", "--no-trunc", f"--filter=label={_TITLE}", *only).split()
+    only = [f"--filter=reference={prefix_of(registry)}*"] if registry else []
+    ids = docker("images", "--quiet", "--no-trunc", f"--filter=label={TITLE}", *only).split()
     return grouped(json.loads(docker("image", "inspect", *dict.fromkeys(ids)))) if ids else []
 
 
@@ -217,7 +215,7 @@ def grouped(inspected: list[dict[str, Any]]) -> list[ImageServer]:
 
 
 def _title(inspected: dict[str, Any]) -> str:
-    return str(_labels(inspected).get(_TITLE, ""))
+    return str(_labels(inspected).get(TITLE, ""))
 
 
 def _labels(inspected: dict[str, Any]) -> dict[str, str]:
@@ -229,13 +227,13 @@ def _image(inspected: dict[str, Any]) -> Image:
         id=inspected["Id"],
         names=tuple(sorted(inspected.get("RepoTags") or (), key=partial(_rank, _title(inspected)))),
         digests=tuple(sorted(inspected.get("RepoDigests") or ())),
-        revision=_labels(inspected).get(_REVISION),
+        revision=_labels(inspected).get(REVISION),
     )
 
 
 def _rank(title: str, name: str) -> tuple[bool, str]:
     """Return what sorts the names that `make build` gives before others."""
-    return name.rpartition(":")[0].rpartition("/")[2] != title, name
+    return repository(name).rpartition("/")[2] != title, name
 
 
 def _command(directory: str, artifacts: Sequence[str]) -> list[str]:

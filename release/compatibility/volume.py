@@ -1,6 +1,6 @@
 """A Docker volume with artifacts of a store, for containers to read.
 
-Used by compatibility.py. Copied through Docker, not mounted from this machine: the engine may
+Used by record.py. Copied through Docker, not mounted from this machine: the engine may
 run on another one, and the servers' user may not be allowed to read the store.
 """
 
