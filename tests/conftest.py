@@ -10,8 +10,10 @@ import httpx
 import pytest
 from sklearn.datasets import load_iris
 
+from release.docker import DockerError, docker
 from release.server_process import ServerProcess
 from tests.servers import DATASETS, MODES, Start, start
+from tests.stand_ins import unavailable
 from training.train import train
 
 
@@ -29,6 +31,15 @@ def _outside_of_make() -> None:
     """A make that a test starts must not take itself for part of `make test`."""
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """A Docker that answers, or the test has no meaning."""
+    try:
+        docker("info")
+    except DockerError as error:
+        unavailable(f"needs Docker: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from serving.contract import CONTRACT_FILE, MODEL_FILE, read_contract
 from serving.verify import sha256_of
 from tests.fault_proxy import FaultProxy
 from tests.servers import ROWS, wait_until
-from tests.stand_ins import STAND_INS, unavailable
+from tests.stand_ins import STAND_INS
 
 # One process at a time makes and removes images.
 pytestmark = pytest.mark.xdist_group("docker")
@@ -80,15 +80,6 @@ def release(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
         text=True,
         check=False,
     )
-
-
-@pytest.fixture(scope="session")
-def engine() -> None:
-    """A Docker that answers, or the test has no meaning."""
-    try:
-        docker("info")
-    except DockerError as error:
-        unavailable(f"needs Docker: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -378,8 +369,7 @@ def test_a_container_pulls_from_a_bucket_on_its_network(
         STAND_INS["s3"](tmp_path / "store") as store,
         FaultProxy(store.address, host=gateway) as proxy,
     ):
-        for file in (MODEL_FILE, CONTRACT_FILE):
-            store.put(f"iris/1/{file}", (artifact / file).read_bytes())
+        store.publish(artifact)
         place = store.at(proxy.url)
         environment = {**place.environment, "MODEL_URI": f"{place.uri}/iris/1"}
         options = [f"--env={name}={value}" for name, value in environment.items()]

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from serving.contract import read_contract
-from serving.verify import sha256_of
+from tests.artifacts import cut_model, flipped_byte, put_model, rewrite
 from tests.fault_proxy import FaultProxy, Stall
 from tests.servers import start, wait_until, workers
 from tests.stand_ins import FileStandIn, HttpStandIn
@@ -24,19 +24,6 @@ from tests.stand_ins import FileStandIn, HttpStandIn
 POLL = {"MODEL_POLL_SECONDS": "0.05"}
 CONNECTIONS = 32
 FLOWER = [[5.9, 3.0, 4.2, 1.5]]
-
-
-def publish_in(store: FileStandIn, artifact: Path) -> None:
-    """Put an artifact into a store, by another way than the product's."""
-    for file in ("model.onnx", "contract.json"):
-        content = (artifact / file).read_bytes()
-        store.put(f"{artifact.parent.name}/{artifact.name}/{file}", content)
-
-
-def change(artifact: Path, **changed: object) -> None:
-    """Write the contract of a copy again, other than it was."""
-    contract = read_contract(artifact)
-    (artifact / "contract.json").write_text(contract.model_copy(update=changed).to_json())
 
 
 class Followed:
@@ -68,6 +55,14 @@ class Followed:
     def move(self, version: str) -> None:
         """Let the alias name another version."""
         self.write(f"{version}\n".encode())
+
+    def move_and_stall(self, proxy: FaultProxy) -> Stall:
+        """Let the alias name version 3, whose pull then stands still behind a proxy."""
+        stall = Stall(1_000_000)
+        proxy.inject(stall, path="3/model.onnx")
+        self.move("3")
+        proxy.wait_until(lambda: any("3/model.onnx" in ask.path for ask in proxy.exchanges))
+        return stall
 
     def write(self, content: bytes) -> None:
         """Write the alias, whatever that makes it name."""
@@ -110,14 +105,10 @@ def versions(two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("versions") / "flowers"
     for version, of in (("1", "1"), ("2", "2"), ("3", "2")):
         shutil.copytree(two_csv_versions / "flowers" / of, path / version)
-    model = path / "3" / "model.onnx"
-    loaded = onnx.load(model)
-    loaded.doc_string = "large " * 5_000_000
-    onnx.save(loaded, model)
-    file = read_contract(path / "3").model.model_copy(
-        update={"sha256": sha256_of(model), "size_bytes": model.stat().st_size}
-    )
-    change(path / "3", version="3", model=file)
+    model = onnx.load(path / "3" / "model.onnx")
+    model.doc_string = "large " * 5_000_000
+    put_model(path / "3", model)
+    rewrite(path / "3", version="3")
     return path
 
 
@@ -126,7 +117,7 @@ def bucket(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A model store behind HTTP, with versions 1 to 3."""
     with HttpStandIn(tmp_path_factory.mktemp("web")) as store:
         for version in ("1", "2", "3"):
-            publish_in(store, versions / version)
+            store.publish(versions / version)
         yield store
 
 
@@ -225,22 +216,12 @@ def missing(_: Path) -> None:
     """Nothing is published under the version."""
 
 
-def wrong_sha256(artifact: Path) -> None:
-    content = bytearray((artifact / "model.onnx").read_bytes())
-    content[-1] ^= 1
-    (artifact / "model.onnx").write_bytes(content)
-
-
-def cut(artifact: Path) -> None:
-    (artifact / "model.onnx").write_bytes((artifact / "model.onnx").read_bytes()[:-1])
-
-
 def another_golden_value(artifact: Path) -> None:
     golden = read_contract(artifact).golden
     (name,) = golden.outputs.keys() & {"probabilities"}
     outputs = json.loads(json.dumps(golden.outputs))
     outputs[name][0][0] += 0.5
-    change(artifact, golden=golden.model_copy(update={"outputs": outputs}))
+    rewrite(artifact, golden=golden.model_copy(update={"outputs": outputs}))
 
 
 def no_contract(artifact: Path) -> None:
@@ -248,13 +229,13 @@ def no_contract(artifact: Path) -> None:
 
 
 def another_name(artifact: Path) -> None:
-    change(artifact, name="weeds")
+    rewrite(artifact, name="weeds")
 
 
 BAD = {
     missing: "not found",
-    wrong_sha256: "sha256 expected",
-    cut: "sha256 expected",
+    flipped_byte: "sha256 expected",
+    cut_model: "sha256 expected",
     another_golden_value: "golden rows",
     no_contract: "contract.json",
     another_name: "expected the artifact flowers/",
@@ -278,10 +259,10 @@ def test_a_bad_version_leaves_the_last_good_one_serving(
     """A bad upload must not take down a healthy replica, and must not go unnoticed."""
     server, version = shared_server, spoil.__name__
     artifact = Path(shutil.copytree(versions / "2", tmp_path / "flowers" / version))
-    change(artifact, version=version)
+    rewrite(artifact, version=version)
     spoil(artifact)
     if spoil is not missing:
-        publish_in(server.store, artifact)
+        server.store.publish(artifact)
     failures = server.metric('model_reloads_total{outcome="failure"}')
 
     server.move(version)
@@ -318,10 +299,7 @@ def test_a_version_that_is_withdrawn_while_it_is_pulled_is_never_served(
     """A rollback must not wait for what it takes back."""
     with FaultProxy(bucket.address) as proxy:
         server = followed(bucket.at(proxy.url).uri)
-        stall = Stall(1_000_000)
-        proxy.inject(stall, path="3/model.onnx")
-        server.move("3")
-        proxy.wait_until(lambda: any("3/model.onnx" in ask.path for ask in proxy.exchanges))
+        stall = server.move_and_stall(proxy)
 
         server.move("2")
 
@@ -336,14 +314,10 @@ def test_golden_rows_that_never_end_are_refused(
 ) -> None:
     """Who tries a model must not hang with it."""
     artifact = Path(shutil.copytree(versions / "1", tmp_path / "flowers" / "endless"))
-    model = artifact / "model.onnx"
-    onnx.save(endless(onnx.load(model)), model)
-    file = read_contract(artifact).model.model_copy(
-        update={"sha256": sha256_of(model), "size_bytes": model.stat().st_size}
-    )
-    change(artifact, version="endless", model=file)
+    put_model(artifact, endless(onnx.load(artifact / "model.onnx")))
+    rewrite(artifact, version="endless")
     server = followed(MODEL_PULL_SECONDS="1")
-    publish_in(server.store, artifact)
+    server.store.publish(artifact)
 
     server.move("endless")
 
@@ -443,10 +417,7 @@ def test_a_process_killed_while_it_verifies_takes_no_worker_along(
     """A model too large for the memory ends who opens it: that must not be a worker."""
     with FaultProxy(bucket.address) as proxy:
         server = followed(bucket.at(proxy.url).uri)
-        stall = Stall(1_000_000)
-        proxy.inject(stall, path="3/model.onnx")
-        server.move("3")
-        proxy.wait_until(lambda: any("3/model.onnx" in ask.path for ask in proxy.exchanges))
+        stall = server.move_and_stall(proxy)
         workers = server.workers()
         (follower,) = server.children() - workers
 
@@ -498,7 +469,7 @@ def test_what_a_worker_cannot_open_shows_no_path(versions: Path, tmp_path: Path)
     """/metadata is for everybody."""
     store = FileStandIn(tmp_path)
     for version in ("1", "3"):
-        publish_in(store, versions / version)
+        store.publish(versions / version)
     with Followed(store, str(tmp_path / "models"), tmp_path / "cache") as server:
         (worker,) = server.workers()
         allowed = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
@@ -518,7 +489,7 @@ def test_a_local_store_is_followed_in_place(versions: Path, tmp_path: Path) -> N
     """A volume that is mounted, or a developer's models/: no bucket is needed."""
     store = FileStandIn(tmp_path)
     for version in ("1", "2"):
-        publish_in(store, versions / version)
+        store.publish(versions / version)
     with Followed(store, str(tmp_path / "models"), tmp_path / "cache", WORKERS="2") as server:
         for version in ("2", "1"):
             server.move(version)

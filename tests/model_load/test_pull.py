@@ -21,6 +21,7 @@ from model_load.uri import ArtifactUri
 from serving.contract import read_contract
 from serving.errors import StartupError
 from serving.verify import sha256_of
+from tests.artifacts import put_model
 from tests.fault_proxy import (
     Cut,
     Drip,
@@ -41,21 +42,14 @@ MODEL = "model.onnx"
 REMOTE = [kind for kind in STAND_INS if kind != "file"]
 
 
-def publish_in(stand_in: FileStandIn, artifact: Path) -> None:
-    """Put an artifact and an alias for it into a store, by another way than the product's."""
-    name, version = artifact.parent.name, artifact.name
-    for file in (MODEL, "contract.json"):
-        stand_in.put(f"{name}/{version}/{file}", (artifact / file).read_bytes())
-    stand_in.put(f"{name}/aliases/stable", f"{version}\n".encode())
-
-
 @pytest.fixture(scope="module", params=STAND_INS)
 def stand_in(
     request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[FileStandIn]:
     """Each kind of store in turn, with the iris model in it."""
     with STAND_INS[request.param](tmp_path_factory.mktemp(request.param)) as started:
-        publish_in(started, store / "iris" / "1")
+        started.publish(store / "iris" / "1")
+        started.put("iris/aliases/stable", b"1\n")
         yield started
 
 
@@ -65,13 +59,7 @@ def large(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = Path(
         shutil.copytree(store / "iris" / "1", tmp_path_factory.mktemp("large") / "iris" / "1")
     )
-    path = directory / MODEL
-    path.write_bytes(path.read_bytes() + _PADDING)
-    contract = read_contract(directory)
-    file = contract.model.model_copy(
-        update={"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
-    )
-    (directory / "contract.json").write_text(contract.model_copy(update={"model": file}).to_json())
+    put_model(directory, (directory / MODEL).read_bytes() + _PADDING)
     return directory
 
 
@@ -80,7 +68,7 @@ def web(large: Path, tmp_path: Path) -> Iterator[HttpStandIn]:
     """A static server with the large artifact."""
     (tmp_path / "web").mkdir()
     with HttpStandIn(tmp_path / "web") as started:
-        publish_in(started, large)
+        started.publish(large)
         yield started
 
 

@@ -23,7 +23,7 @@ from release.compatibility.record import (
     supported,
 )
 from release.compatibility.servers import Ended, LockError, LockServer, grouped
-from release.docker import DockerError, docker
+from release.docker import docker
 from serving.contract import CONTRACT_FILE, MODEL_FILE
 from serving.verify import sha256_of
 from tests.stand_ins import unavailable
@@ -328,12 +328,9 @@ def test_a_release_can_ask_the_record(tried: Compatibility, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def registry(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def registry(engine: None, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Both images of this project, built of its own files, below a name of this test's own."""
-    try:
-        docker("info")
-    except DockerError as error:
-        unavailable(f"needs Docker: {error}")
+    del engine
     context = tmp_path_factory.mktemp("context")
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("serving", "model_in_image", "model_load"):
