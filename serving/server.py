@@ -47,6 +47,7 @@ _FOLLOWER_PAUSE_SECONDS = 1.0
 _HELD_BACK = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 _POLL_SECONDS = 0.02
 _LARGEST_HEAD_BYTES = 1 << 16
+_CLOSE = (b"connection", b"close")
 # Clients that reuse connections get that long to send, and be told to connect elsewhere.
 _LAST_REQUESTS_SECONDS = 0.5
 
@@ -233,6 +234,8 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
         "server_header": False,
     }
 
+    _server: "DrainingServer | None" = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.config.http = DrainingProtocol
@@ -248,6 +251,11 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
         """Take the signals over, then let in what was held back during the fork."""
         super().init_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+
+    def handle_usr1(self, *_: object) -> None:
+        """Answer on, but send clients elsewhere: what stops this server is about to."""
+        if self._server:
+            self._server.send_clients_elsewhere()
 
     async def _serve(self) -> None:
         app: App = self.wsgi
@@ -271,7 +279,7 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
     async def callback_notify(self) -> None:
         """Tell the master that this worker lives; end when it is the master that does not."""
         self.notify()
-        if os.getppid() != self.ppid:
+        if os.getppid() != self.ppid and self._server:
             self._server.stop()
 
     async def _beat_until_started(self, server: uvicorn.Server) -> None:
@@ -300,12 +308,17 @@ class DrainingServer(uvicorn.Server):
             os._exit(0)
         self.should_exit = True
 
+    def send_clients_elsewhere(self) -> None:
+        """Close each connection with its next answer, which says so; accept new ones still."""
+        if _CLOSE in self.config.encoded_headers:
+            return
+        # uvicorn makes the second out of the first each second.
+        self.config.encoded_headers.append(_CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain: answers say that the connection closes, and it does."""
-        self.server_state.default_headers = [
-            *self.server_state.default_headers,
-            (b"connection", b"close"),
-        ]
+        self.send_clients_elsewhere()
         deadline = time.monotonic() + min(_LAST_REQUESTS_SECONDS, self.drain_seconds / 10)
         while self.server_state.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(_POLL_SECONDS)
