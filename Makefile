@@ -27,6 +27,16 @@ END_OF_LIFE =
 KEEP = 3
 YES =
 TO = docs
+NAMESPACE = inference
+SOURCE =
+CLUSTER = inference
+LOAD_IMAGE = kind load docker-image --name $(CLUSTER)
+WEIGHT = 25
+AUTO =
+STEPS = 10,25,50,100
+BAKE = 60
+MIN_REQUESTS = 500
+AGREEMENT = 0.8
 IMAGE_TAG =
 REGISTRY =
 # For the tools and the tests.
@@ -39,7 +49,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom inventory compatibility prune audit audit-data lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy inventory compatibility prune audit audit-data lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -90,6 +100,35 @@ build-model: setup ## Build an image of MODEL=models/iris/1 alone, which Kuberne
 sbom: setup-dev ## Write what is in the images that were built, as CycloneDX, into sbom/
 	@.venv/bin/python -m release sbom --to=sbom $(call option,MODEL,model) \
 		$(call option,STORE,store) $(call option,IMAGE_TAG,image-tag) $(call option,REGISTRY,registry)
+
+##@ Kubernetes: the cluster of kubectl's current context
+cluster: ## Make a cluster with kind, which has this folder's models/ at /models
+	@kind get clusters | grep -qx $(CLUSTER) || kind create cluster --name $(CLUSTER) --config k8s/kind.yaml
+
+deploy: setup ## Roll out MODE=… MODEL=models/iris/1 and wait until it predicts: SOURCE=volume|bucket|image_volume LOAD_IMAGE="kind load …"
+	@.venv/bin/python -m release deploy $(options_of_pair)
+
+canary: setup ## Try a release beside the running one: WEIGHT=25, or AUTO=1 STEPS=10,25,50,100 BAKE=60 MIN_REQUESTS=500 AGREEMENT=0.8
+	@.venv/bin/python -m release canary $(options_of_pair) $(call option,WEIGHT,weight) \
+		$(if $(filter 1,$(AUTO)),--auto) $(call option,STEPS,steps) $(call option,BAKE,bake) \
+		$(call option,MIN_REQUESTS,min-requests) $(call option,AGREEMENT,agreement)
+
+promote: setup ## Make the canary's release the stable one
+	@.venv/bin/python -m release promote $(options_of_release) $(call option,STORE,store)
+
+abort: setup ## End the canary; the stable release serves on
+	@.venv/bin/python -m release abort $(options_of_release) $(call option,STORE,store)
+
+rollback: setup ## Bring back the release before, image and model in one step
+	@.venv/bin/python -m release rollback $(options_of_release) $(call option,STORE,store)
+
+destroy: setup ## Remove the release of MODE=… MODEL=… from the cluster
+	@.venv/bin/python -m release destroy $(options_of_release)
+
+options_of_release = $(call option,MODE,mode) $(call option,MODEL,model) $(call option,NAMESPACE,namespace)
+options_of_pair = $(options_of_release) $(call option,STORE,store) $(call option,SOURCE,source) \
+	$(call option,IMAGE_TAG,image-tag) $(call option,REGISTRY,registry) \
+	--load-image=$(call quoted,$(LOAD_IMAGE)) --record=$(call quoted,$(TO)/compatibility.json)
 
 ##@ The record
 inventory: setup ## Ask the servers at URLS="http://…" what they are: FORMAT=table|json|markdown|html; fails when anything does not agree

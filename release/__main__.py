@@ -1,9 +1,8 @@
 """`python -m release …`: the tools behind make's targets."""
 
-import contextlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,39 +10,24 @@ import httpx
 import typer
 
 from release import local
-from release.audit.extract import AuditError
 from release.audit.locks import LOCKS
 from release.audit.report import FORMATS as AUDIT_FORMATS
 from release.audit.report import Audit
 from release.audit.report import show as show_audit
 from release.compatibility.matrix import Matrix
-from release.compatibility.record import Compatibility, CompatibilityError
-from release.compatibility.servers import LockError
-from release.docker import DockerError
-from release.images import BuildError, Release
+from release.compatibility.record import Compatibility
+from release.failures import failures_as_text
+from release.images import Release
 from release.inventory.disagreements import disagreements, notes
 from release.inventory.replica import ask
 from release.inventory.table import FORMATS, show
-from release.prune import PruneError
+from release.kubernetes import commands
+from release.options import ImageTag, Model, Registry, Store
 from release.prune import prune as prune_images
 from release.server_process import ServerDidNotStart
-from release.store import StoreError
-from serving.contract import ContractMismatch
-from serving.errors import StartupError
-
-_FAILURES = (
-    AuditError,
-    BuildError,
-    CompatibilityError,
-    ContractMismatch,
-    DockerError,
-    LockError,
-    PruneError,
-    StartupError,
-    StoreError,
-)
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+cli.add_typer(commands.cli)
 
 
 @cli.command()
@@ -78,12 +62,6 @@ def predict(
         sys.exit(f"{url}: {error}. Is a server running there? `make run` starts two.")
 
 
-Model = Annotated[Path, typer.Option(help="artifact, below this directory")]
-Store = Annotated[str, typer.Option(help="model store that must hold it")]
-ImageTag = Annotated[str | None, typer.Option(help="tag instead of the git revision")]
-Registry = Annotated[str | None, typer.Option(help="what comes before the images' names")]
-
-
 @cli.command()
 def build(
     model: Model,
@@ -92,7 +70,7 @@ def build(
     registry: Registry = None,
 ) -> None:
     """Build the image of each mode, and say what they weigh."""
-    with _failures_as_text():
+    with failures_as_text():
         Release.of(model, store, image_tag, registry).build()
 
 
@@ -107,7 +85,7 @@ def sbom(
     """Write what is in each image as CycloneDX."""
     from release.sbom import write  # noqa: PLC0415 - its library is for development
 
-    with _failures_as_text():
+    with failures_as_text():
         release = Release.of(model, store, image_tag, registry)
         for image in (release.image, release.server):
             print(write(image, to))
@@ -116,7 +94,7 @@ def sbom(
 @cli.command()
 def build_model(model: Model, store: Store, registry: Registry = None) -> None:
     """Build the artifact's own image, which Kubernetes can mount."""
-    with _failures_as_text():
+    with failures_as_text():
         Release.of(model, store, None, registry).build_data()
 
 
@@ -131,7 +109,7 @@ def inventory(
     """Say what runs where, and what of it does not agree; 1 when anything does not."""
     if not urls.split():
         sys.exit("URLS: expected one or more addresses of servers, got none")
-    with _failures_as_text():
+    with failures_as_text():
         replicas, silent = ask(urls.split())
         found = list(dict.fromkeys([*silent, *disagreements(replicas, store)]))
         noted = list(dict.fromkeys(notes(replicas)))
@@ -149,7 +127,7 @@ def compatibility(
     registry: Registry = None,
 ) -> None:
     """Find which server serves which artifact, by loading each in each."""
-    with _failures_as_text():
+    with failures_as_text():
         matrix = Matrix(Compatibility.find(store, lock or (), registry))
         written = matrix.write(to)
     matrix.show()
@@ -165,7 +143,7 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="remove; else only show")] = False,
 ) -> None:
     """Remove the images that nothing runs and no rollback needs."""
-    with _failures_as_text():
+    with failures_as_text():
         sys.exit(prune_images(store, keep, yes=yes, registry=registry))
 
 
@@ -177,7 +155,7 @@ def audit(
     format: Annotated[str, typer.Option(help="table or json")] = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Ask what is known against what is locked; 1 when anything is, or could not be asked."""
-    with _failures_as_text():
+    with failures_as_text():
         made = Audit.of(lock or LOCKS)
     _say(format, show_audit, AUDIT_FORMATS, made)
     sys.exit(made.failed)
@@ -191,7 +169,7 @@ def audit_data(
     """Make the extracts again that an audit asks."""
     from release.audit.refresh import write  # noqa: PLC0415 - its library is for development
 
-    with _failures_as_text():
+    with failures_as_text():
         print(*write(advisories, end_of_life), sep="\n")
 
 
@@ -208,14 +186,6 @@ def _say(
         print(forms[form](*what))
     else:
         sys.exit(f"FORMAT: expected table, {', '.join(forms)}, got {form}")
-
-
-@contextlib.contextmanager
-def _failures_as_text() -> Iterator[None]:
-    try:
-        yield
-    except _FAILURES as failed:
-        sys.exit(str(failed))
 
 
 if __name__ == "__main__":

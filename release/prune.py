@@ -1,6 +1,6 @@
 """Remove the images of this project that nothing runs and no rollback needs: `make prune`.
 
-Docker says what there is and what its containers use, cluster.py what Kubernetes needs. Every
+Docker says what there is and what its containers use, kubernetes/ what Kubernetes needs. Every
 doubt keeps an image: nothing is forced, and nothing is removed that has not this project's
 labels and names.
 """
@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from release.cluster import ClusterError, current_context, needed_by_cluster
 from release.docker import DockerError, docker, prefix_of
 from release.docker_images import Image, find, layer_sizes
+from release.kubernetes.kubectl import ClusterError, current_context
+from release.kubernetes.needed import needed_by_cluster
 from release.store import versions_in
 
 

@@ -176,6 +176,6 @@ def _cycles(path: str, text: str) -> list[dict[str, Any]]:
 
 
 def _yaml(text: str) -> Any:
-    import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 - for development
+    import yaml  # noqa: PLC0415 - for development
 
     return yaml.safe_load(text)

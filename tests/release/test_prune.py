@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from release import cluster, docker_images
+from release import docker_images
 from release import prune as prune_module
 from release.docker import docker
 from release.docker_images import Image, find
+from release.kubernetes import kubectl as kubectl_module
 from release.prune import PruneError, prune
 
 # One process at a time makes and removes images.
@@ -356,7 +357,7 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(
     kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is what kubectl has started, to log in for example."""
-    monkeypatch.setattr(cluster, "_SECONDS", 0.5)
+    monkeypatch.setattr(kubectl_module, "_SECONDS", 0.5)
     kubectl.answers("exit 0", context=f"{shutil.which('sleep', path=os.defpath)} 5")
     started = time.monotonic()
 

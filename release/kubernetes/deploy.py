@@ -1,0 +1,157 @@
+"""Roll a release out, or back, and see that it predicts; else the one before goes on."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import yaml
+
+from release.kubernetes import golden
+from release.kubernetes.deployment import Deployment, Revision, RolloutError
+from release.kubernetes.golden import WrongAnswer
+from release.kubernetes.kubectl import ClusterError, api_server, kubectl, service_url
+from release.kubernetes.manifests import Manifests, Track, kustomize
+from release.store import contract_in
+from serving.contract import Contract, parse_contract
+
+# Beyond the deadline of the manifests, which Kubernetes watches itself.
+ROLLOUT_SECONDS = 900
+# The news of which pods there are travels.
+_SETTLE_SECONDS = 15
+_SETTLE_PAUSE_SECONDS = 0.5
+_APPLY_SECONDS = 60
+_DELETE_SECONDS = 120
+_OBJECTS = (
+    "deployments,horizontalpodautoscalers,services,poddisruptionbudgets,networkpolicies,"
+    "serviceaccounts,persistentvolumeclaims,persistentvolumes"
+)
+
+
+def deploy(manifests: Manifests) -> None:
+    """Roll out a release and return once the Service predicts with it.
+
+    Raises ClusterError with what went wrong; the release before then serves on.
+    """
+    deployment = Deployment(manifests.namespace, manifests.instance)
+    refuse_beside_canary(deployment)
+    before = deployment.current() if deployment.exists() else None
+    started = time.monotonic()
+    apply(manifests, "stable")
+    now = deployment.current()
+    print(f"{deployment.name}: {f'from {before} ' if before else ''}to {now}", flush=True)
+    settle(deployment, manifests.contract, before)
+    print(
+        f"{deployment.name}: {deployment.replicas()} replicas of {now} serve, "
+        f"the Service predicts right, after {time.monotonic() - started:.1f} s"
+    )
+
+
+def roll_back(namespace: str, instance: str, store: str) -> None:
+    """Bring back the release before, image and model, and return once the Service predicts.
+
+    Raises ClusterError, when there is none, and as deploy() does.
+    """
+    deployment = Deployment(namespace, instance)
+    refuse_beside_canary(deployment)
+    now, target = deployment.current(), deployment.before()
+    print(f"{deployment.name}: from {now} back to {target}", flush=True)
+    started = time.monotonic()
+    deployment.run(target.template)
+    settle(deployment, contract_of(target, store), now)
+    print(f"{deployment.name}: {target} serves again, after {time.monotonic() - started:.1f} s")
+
+
+def destroy(namespace: str, instance: str) -> None:
+    """Remove everything that deploy() and canary() have made of a release."""
+    select = f"--selector=app.kubernetes.io/instance={instance}"
+    where = f"--namespace={namespace}"
+    print(kubectl("delete", _OBJECTS, select, where, seconds=_DELETE_SECONDS), end="")
+
+
+def refuse_beside_canary(deployment: Deployment) -> None:
+    """Raise ClusterError while there is a canary, which compares itself with what serves."""
+    canary = Deployment(deployment.namespace, deployment.instance, "canary")
+    if canary.exists():
+        raise ClusterError(
+            f"{canary.name} is being tried beside it: {canary.current()}. "
+            "`make promote` or `make abort` first."
+        )
+
+
+def apply(
+    manifests: Manifests, track: Track, change: Callable[[dict[str, Any]], None] | None = None
+) -> None:
+    """Make the cluster's objects of a track what the manifests say.
+
+    The canary's are its Deployment and its autoscaler; all others are the stable track's.
+    change: is given each object before.
+    """
+    objects = list(yaml.safe_load_all(manifests.render(track)))
+    if track == "stable":
+        namespace = {"namespace": manifests.namespace, "resources": ["namespace"]}
+        _apply(kustomize(namespace))
+    else:
+        objects = [one for one in objects if one["metadata"]["labels"].get("track") == track]
+    for one in objects:
+        if change:
+            change(one)
+        if one["kind"] != "Deployment":
+            _apply(json.dumps(one))
+    (made,) = (one for one in objects if one["kind"] == "Deployment")
+    Deployment(manifests.namespace, manifests.instance, track).apply(made)
+
+
+def contract_of(revision: Revision, store: str) -> Contract | None:
+    """Return the contract of a release; None where the store does not have it any more."""
+    held = contract_in(store, *revision.model.split("/"))
+    if held is None or hashlib.sha256(held).hexdigest() != revision.contract_sha256:
+        return None
+    return parse_contract(held.decode(), revision.model)
+
+
+def _apply(manifest: str) -> None:
+    kubectl(
+        "apply", "--server-side", "--force-conflicts", "--field-manager=inference", "--filename=-",
+        stdin=manifest, seconds=_APPLY_SECONDS,
+    )  # fmt: skip
+
+
+def settle(deployment: Deployment, contract: Contract | None, before: Revision | None) -> None:
+    """Return once a release serves; else say why, and let the one before serve on."""
+    try:
+        deployment.wait(ROLLOUT_SECONDS)
+        _see_it_predict(deployment, contract)
+    except (RolloutError, WrongAnswer) as error:
+        failed = deployment.current()
+        print(deployment.report(), file=sys.stderr)
+        if before is None or before == failed:
+            raise ClusterError(
+                f"{error}\nIt is left as it is, to be looked at; `make destroy` removes it."
+            ) from None
+        deployment.run(before.template)
+        deployment.wait(ROLLOUT_SECONDS)
+        deployment.forget(failed)
+        raise ClusterError(f"{error}\n{before} serves on, as if nothing had been.") from None
+
+
+def _see_it_predict(deployment: Deployment, contract: Contract | None) -> None:
+    """Ask the Service until it answers as it should. Raises WrongAnswer."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    with api_server() as api:
+        url = service_url(api, deployment.namespace, deployment.instance)
+        while True:
+            try:
+                if contract is not None:
+                    return golden.check(url, contract)
+                print("The store no longer has its contract: only asked whether it is ready.")
+                httpx.get(f"{url}/v2/health/ready").raise_for_status()
+            except (WrongAnswer, httpx.HTTPError) as error:
+                if time.monotonic() > deadline:
+                    raise WrongAnswer(str(error)) from None
+                time.sleep(_SETTLE_PAUSE_SECONDS)
+            else:
+                return None
