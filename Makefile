@@ -19,7 +19,7 @@ SAMPLE =
 LABELS =
 UPGRADE =
 
-URLS = http://127.0.0.1:8000 http://127.0.0.1:8001
+URLS =
 FORMAT =
 LOCK =
 ADVISORIES =
@@ -131,8 +131,8 @@ options_of_pair = $(options_of_release) $(call option,STORE,store) $(call option
 	--load-image=$(call quoted,$(LOAD_IMAGE)) --record=$(call quoted,$(TO)/compatibility.json)
 
 ##@ The record
-inventory: setup ## Ask the servers at URLS="http://…" what they are: FORMAT=table|json|markdown|html; fails when anything does not agree
-	@.venv/bin/python -m release inventory --urls=$(call quoted,$(URLS)) $(call option,STORE,store) \
+inventory: setup ## Ask the cluster, or the servers at URLS="http://…", what they are: FORMAT=table|json|markdown|html; fails when anything does not agree
+	@.venv/bin/python -m release inventory $(call option,URLS,urls) $(call option,STORE,store) \
 		$(call option,FORMAT,format)
 
 compatibility: setup ## Find which server image (and LOCK=requirements.txt) serves which model of STORE=models, into TO=docs

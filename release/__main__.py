@@ -22,6 +22,7 @@ from release.inventory.disagreements import disagreements, notes
 from release.inventory.replica import ask
 from release.inventory.table import FORMATS, show
 from release.kubernetes import commands
+from release.kubernetes.pods import addresses
 from release.options import ImageTag, Model, Registry, Store
 from release.prune import prune as prune_images
 from release.server_process import ServerDidNotStart
@@ -100,19 +101,21 @@ def build_model(model: Model, store: Store, registry: Registry = None) -> None:
 
 @cli.command()
 def inventory(
-    urls: Annotated[str, typer.Option(help="addresses of servers, by spaces")],
     store: Store,
+    urls: Annotated[
+        str, typer.Option(help="addresses of servers, by spaces; else the cluster is asked")
+    ] = "",
     format: Annotated[  # noqa: A002 - the option's name
         str, typer.Option(help="table, json, markdown or html")
     ] = "table",
 ) -> None:
     """Say what runs where, and what of it does not agree; 1 when anything does not."""
-    if not urls.split():
-        sys.exit("URLS: expected one or more addresses of servers, got none")
-    with failures_as_text():
-        replicas, silent = ask(urls.split())
+    with failures_as_text(), addresses(urls.split()) as asked:
+        replicas, silent = ask(asked)
         found = list(dict.fromkeys([*silent, *disagreements(replicas, store)]))
         noted = list(dict.fromkeys(notes(replicas)))
+    if not (replicas or silent):
+        found = ["nothing runs there: the cluster has no pod of this project"]
     _say(format, show, FORMATS, replicas, found, noted)
     sys.exit(bool(found))
 

@@ -30,6 +30,7 @@ _OF_A_RELEASE: dict[str, Callable[[Replica], object]] = {
 def disagreements(replicas: list[Replica], store: str) -> Iterator[str]:
     """Yield everything that does not agree, one line each, with where and what."""
     yield from _replicas_that_differ(replicas)
+    yield from _tracks_that_differ(replicas)
     yield from _runtimes_that_differ(replicas)
     for model, some in _by(replicas, lambda one: one.model).items():
         try:
@@ -55,6 +56,27 @@ def _replicas_that_differ(replicas: list[Replica]) -> Iterator[str]:
         differing = [name for name in packages if len(_by(some, methodcaller("package", name))) > 1]
         if others := [name for name in differing if name not in _RUNTIME]:
             yield f"{release}: packages differ: {', '.join(others)}; FORMAT=json has all versions"
+
+
+def _tracks_that_differ(replicas: list[Replica]) -> Iterator[str]:
+    """Yield where one track runs several releases, or a pod not what its template says."""
+    for track, some in _tracks(replicas).items():
+        yield from _differ(track, "release", some, _release)
+    for one in replicas:
+        served = one.answer["model"]["contract_sha256"]
+        wanted = one.address.contract_sha256
+        if wanted is not None and wanted != served:
+            yield f"{one.url}: its pod says contract {wanted}, it serves {served}"
+
+
+def _tracks(replicas: list[Replica]) -> dict[str, list[Replica]]:
+    """Return the replicas in a cluster by instance and track."""
+    in_cluster = [one for one in replicas if one.address.track]
+    return _by(in_cluster, lambda one: f"{one.address.instance} {one.address.track}")
+
+
+def _release(one: Replica) -> str:
+    return f"{one.model} in {one.answer['image']}"
 
 
 def _runtimes_that_differ(replicas: list[Replica]) -> Iterator[str]:
@@ -113,6 +135,9 @@ def notes(replicas: list[Replica], keep: int = 3) -> Iterator[str]:
     for what, extract in extracts:
         if said := extract.warning(today):
             yield f"{what}: {said}"
+    for track, some in _tracks(replicas).items():
+        if track.endswith(" canary"):
+            yield f"{track}: {_release(some[0])} is being tried"
     if not any(one.answer["image"] for one in replicas):
         return
     try:

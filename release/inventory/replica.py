@@ -32,11 +32,36 @@ Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Address:
+    """Where a server can be asked.
+
+    name: for people. In a cluster it belongs to the track of an instance, and its pod says which
+    contract_sha256 it should serve.
+    """
+
+    name: str
+    url: str
+    track: str | None = None
+    instance: str | None = None
+    contract_sha256: str | None = None
+
+    @classmethod
+    def of(cls, url: str) -> "Address":
+        """Return the address that a person gave."""
+        return cls(url, url.rstrip("/"))
+
+
+@dataclass(frozen=True)
 class Replica:
     """One process that serves: where it was asked, and what it answered."""
 
-    url: str
+    address: Address
     answer: Answer
+
+    @property
+    def url(self) -> str:
+        """Where it was asked, for people."""
+        return self.address.name
 
     @property
     def model(self) -> str:
@@ -55,12 +80,13 @@ class Replica:
         return f"replicas of {image} {self.model}" if image not in (None, "unknown") else None
 
 
-def ask(urls: Iterable[str]) -> tuple[list[Replica], list[str]]:
+def ask(addresses: Iterable[Address]) -> tuple[list[Replica], list[str]]:
     """Return every worker of every server, and what could not be asked."""
     replicas, silent = [], []
-    for url in urls:
+    for address in addresses:
+        url = address.name
         try:
-            found, wanted = _workers(url.rstrip("/"))
+            found, wanted = _workers(address)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             silent.append(f"{url}: no /inventory there: {_why(error)}")
             continue
@@ -78,7 +104,7 @@ def _why(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _workers(url: str) -> tuple[list[Replica], int]:
+def _workers(address: Address) -> tuple[list[Replica], int]:
     """Ask one address until all of its workers have answered, or long enough; and their number."""
     found: dict[tuple[str, int], Replica] = {}
     wanted = 1
@@ -88,8 +114,9 @@ def _workers(url: str) -> tuple[list[Replica], int]:
     ):
         for _ in range(_ROUNDS):
             # At the same time: one that is idle would answer them all, one by one.
-            for answer in threads.map(partial(_answer, client), [url] * (2 * wanted - 1)):
-                found[answer["host"], answer["pid"]] = Replica(url, answer)
+            urls = [address.url] * (2 * wanted - 1)
+            for answer in threads.map(partial(_answer, client), urls):
+                found[answer["host"], answer["pid"]] = Replica(address, answer)
                 wanted = answer["settings"]["workers"]
             if len(found) >= wanted:
                 break

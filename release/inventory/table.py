@@ -22,6 +22,7 @@ _SHORT = 12
 
 FACTS: dict[str, Callable[[Replica], object]] = {
     "where": lambda one: one.url,
+    "track": lambda one: one.address.track,
     "mode": lambda one: one.answer["mode"],
     "model": lambda one: one.model,
     "purpose": lambda one: one.answer["model"]["purpose"],
@@ -116,7 +117,7 @@ def show(replicas: list[Replica], found: list[str], noted: list[str]) -> None:
 
 def as_json(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
     """Return whole answers, by where they came from, and what does not agree."""
-    answers = [{"url": one.url, **one.answer} for one in replicas]
+    answers = [{"url": one.url, "track": one.address.track, **one.answer} for one in replicas]
     return json.dumps({"replicas": answers, "disagreements": found, "notes": noted}, indent=2)
 
 

@@ -19,7 +19,7 @@ import pytest
 from release.audit.advisories import advisories
 from release.audit.end_of_life import dates
 from release.inventory.disagreements import disagreements
-from release.inventory.replica import ask
+from release.inventory.replica import Address, ask
 from release.server_process import ServerProcess
 from serving.contract import read_contract
 from tests.servers import DATASETS, start
@@ -141,7 +141,7 @@ def test_what_is_known_of_the_versions_that_run_is_named(
     advisories.cache_clear()
     dates.cache_clear()
     try:
-        found = list(disagreements(ask(planted.urls)[0], str(planted.store)))
+        found = list(disagreements(ask(map(Address.of, planted.urls))[0], str(planted.store)))
     finally:
         advisories.cache_clear()
         dates.cache_clear()
@@ -232,12 +232,22 @@ def test_without_docker_the_servers_are_asked_all_the_same(
     assert any("`make prune` would remove was not asked: DOCKER" in line for line in made["notes"])
 
 
-def test_no_address_is_no_agreement(store: Path) -> None:
-    """An unset variable in a pipeline must not pass."""
+def test_a_cluster_that_cannot_be_asked_is_no_agreement(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without URLS it is the one to be asked, and must not pass for empty."""
+    cluster = {"name": "gone", "cluster": {"server": "https://127.0.0.1:1"}}
+    context = {"name": "gone", "context": {"cluster": "gone", "user": "nobody"}}
+    user = {"name": "nobody", "user": {}}
+    config = {"apiVersion": "v1", "kind": "Config", "current-context": "gone"}
+    parts = {"clusters": [cluster], "contexts": [context], "users": [user]}
+    (tmp_path / "config").write_text(json.dumps(config | parts))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+
     shown = inventory([], store, "table")
 
     assert shown.returncode == 1
-    assert "URLS: expected one or more addresses" in shown.stderr
+    assert "kubectl" in shown.stderr
 
 
 def test_training_on_other_versions_is_said_at_the_start_and_in_the_metadata(

@@ -1,0 +1,53 @@
+"""The pods of this project in a cluster, of both modes and tracks, and where each is asked."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from release.inventory.replica import Address
+from release.kubernetes.kubectl import api_server, current_context, get, pod_url
+from release.kubernetes.manifests import CONTRACT_SHA256
+
+_SELECT = "app.kubernetes.io/name=inference"
+_INSTANCE = "app.kubernetes.io/instance"
+# Where `make run` serves.
+_LOCAL = ("http://127.0.0.1:8000", "http://127.0.0.1:8001")
+_ENDED = ("Succeeded", "Failed")
+
+
+@contextmanager
+def addresses(urls: Sequence[str]) -> Iterator[list[Address]]:
+    """Give the addresses of some URLS; without any, of every pod of the current context.
+
+    Where no cluster is configured either, those of `make run`. They hold until the end of the
+    `with`. Raises ClusterError when the cluster cannot be asked.
+    """
+    if urls or (context := current_context()) is None:
+        yield [Address.of(url) for url in urls or _LOCAL]
+        return
+    print(f"All pods of this project in the cluster of the context {context}", file=sys.stderr)
+    with api_server() as api:
+        yield [_address(api, pod) for pod in running_pods()]
+
+
+def running_pods() -> list[dict[str, Any]]:
+    """Return the pods of this project in all namespaces, but for those that end or have ended."""
+    found = get("pods", f"--selector={_SELECT}", "--all-namespaces")["items"]
+    return [
+        pod
+        for pod in found
+        if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] not in _ENDED
+    ]
+
+
+def _address(api: str, pod: dict[str, Any]) -> Address:
+    about = pod["metadata"]
+    namespace, name, labels = about["namespace"], about["name"], about["labels"]
+    return Address(
+        name=f"{namespace}/{name}",
+        url=pod_url(api, namespace, name),
+        track=labels.get("track"),
+        instance=f"{namespace}/{labels.get(_INSTANCE)}",
+        contract_sha256=about.get("annotations", {}).get(CONTRACT_SHA256),
+    )
