@@ -31,6 +31,7 @@ NAMESPACE = inference
 SOURCE =
 CLUSTER = inference
 LOAD_IMAGE = kind load docker-image --name $(CLUSTER)
+EVICT_IMAGE =
 WEIGHT = 25
 AUTO =
 STEPS = 10,25,50,100
@@ -49,7 +50,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy inventory compatibility prune audit audit-data lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit audit-data lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -124,6 +125,10 @@ rollback: setup ## Bring back the release before, image and model in one step
 
 destroy: setup ## Remove the release of MODE=… MODEL=… from the cluster
 	@.venv/bin/python -m release destroy $(options_of_release)
+
+e2e: setup-dev ## Prove the cluster: every kind of release under steady load, then start-up and scale-out measured; some 30 minutes
+	@REGISTRY=$(call quoted,$(REGISTRY)) LOAD_IMAGE=$(call quoted,$(LOAD_IMAGE)) \
+		EVICT_IMAGE=$(call quoted,$(EVICT_IMAGE)) .venv/bin/python -m pytest tests/e2e -x --capture=no
 
 options_of_release = $(call option,MODE,mode) $(call option,MODEL,model) $(call option,NAMESPACE,namespace)
 options_of_pair = $(options_of_release) $(call option,STORE,store) $(call option,SOURCE,source) \

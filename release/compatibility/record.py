@@ -26,6 +26,8 @@ from release.compatibility.servers import (
 )
 from release.compatibility.volume import volume_with
 from release.docker import DockerError
+from release.kubernetes.kubectl import ClusterError
+from release.kubernetes.pods import running_releases
 from release.store import versions_in
 from serving.contract import CONTRACT_FILE, ContractMismatch, read_contract
 from serving.verify import sha256_of
@@ -113,7 +115,7 @@ class Compatibility(Facts):
             raise CompatibilityError(" ".join([NO_SERVER, *notes]))
         of_locks = {one.id: one for one in (LockServer.of(lock, environments) for lock in locks)}
         tried = list(_tried(directory, artifacts, images, [*of_locks.values()]))
-        return cls(
+        found = cls(
             made_by=_command(store, locks, registry),
             made_at=datetime.now(UTC).replace(microsecond=0),
             store=store,
@@ -122,6 +124,7 @@ class Compatibility(Facts):
             artifacts=tuple(artifacts),
             cells=tuple(cell for _, cells in tried for cell in cells),
         )
+        return found.model_copy(update={"notes": (*notes, *found.of_cluster())})
 
     @classmethod
     def read(cls, record: Path) -> Self:
@@ -133,6 +136,16 @@ class Compatibility(Facts):
                 f"{record}: expected what `make compatibility` writes, got {error.error_count()} "
                 "fields that are not so. Run it again."
             ) from None
+
+    def of_cluster(self) -> Iterator[str]:
+        """Yield of everything that runs in the cluster whether it was seen to fit."""
+        words = {True: "supported", False: "refused", None: "not tried here"}
+        try:
+            for where, release in running_releases().items():
+                verdict = words[self.supported(release.image_id, release.contract_sha256)]
+                yield f"The cluster runs {release} as {where}: {verdict}."
+        except ClusterError as error:
+            yield f"The cluster was not asked: {error}"
 
     def supported(self, image: str, contract_sha256: str) -> bool | None:
         """Return whether an image, by id or digest, serves an artifact; None: was not tried."""

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from release.kubernetes import golden
-from release.kubernetes.deploy import apply, contract_of, settle
+from release.kubernetes.deploy import ROLLOUT_SECONDS, apply, contract_of, settle
 from release.kubernetes.deployment import Deployment, RolloutError, is_ready
 from release.kubernetes.golden import WrongAnswer
 from release.kubernetes.judge import Counts, worse
@@ -21,7 +21,6 @@ from release.kubernetes.kubectl import ClusterError, api_server, pod_url
 from release.kubernetes.manifests import Manifests
 from serving.contract import Contract
 
-_ROLLOUT_SECONDS = 900
 _LOOK_SECONDS = 2
 _WHOLE = 100
 
@@ -162,13 +161,11 @@ class Canary:
                     manifest["spec"]["minReplicas"] = replicas
                     most = max(replicas, manifest["spec"]["maxReplicas"])
                     manifest["spec"]["maxReplicas"] = most
-                else:
-                    manifest["spec"]["replicas"] = replicas
 
             apply(manifests, "canary", start_with)
         try:
-            self.deployment.wait(_ROLLOUT_SECONDS)
-            self.stable.wait(_ROLLOUT_SECONDS)
+            self.deployment.wait(ROLLOUT_SECONDS)
+            self.stable.wait(ROLLOUT_SECONDS)
             self._ask_golden_rows(manifests.contract)
         except (RolloutError, WrongAnswer) as error:
             print(self.deployment.report(), file=sys.stderr)

@@ -19,7 +19,7 @@ from release.store import contract_in
 from serving.contract import Contract, parse_contract
 
 # Beyond the deadline of the manifests, which Kubernetes watches itself.
-ROLLOUT_SECONDS = 900
+ROLLOUT_SECONDS = 1200
 # The news of which pods there are travels.
 _SETTLE_SECONDS = 15
 _SETTLE_PAUSE_SECONDS = 0.5

@@ -5,6 +5,7 @@ one thing: the Deployment gets another template, whole, and is watched until it 
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ class Revision:
         return self.image_id, self.contract_sha256
 
     def __str__(self) -> str:
-        return f"{self.model} (contract {self.contract_sha256[:_SHORT]}) in {self.image}"
+        image = re.sub(r"(@sha256:.{12}).*", r"\1", self.image)
+        return f"{self.model} (contract {self.contract_sha256[:_SHORT]}) in {image}"
 
     def on(self, track: Track) -> dict[str, Any]:
         """Return the template for another track."""
@@ -157,12 +159,12 @@ class Deployment:
     def apply(self, manifest: dict[str, Any]) -> None:
         """Make it what a manifest says, whole; its replicas are its autoscaler's."""
         try:
-            replicas = self.replicas()
+            verb, replicas = "replace", self.replicas()
         except NotFound:
-            kubectl("create", "--filename=-", *self._in, stdin=json.dumps(manifest))
-            return
+            # It looks every 15 seconds only.
+            verb, replicas = "create", self._scaler()["spec"]["minReplicas"]
         manifest = {**manifest, "spec": {**manifest["spec"], "replicas": replicas}}
-        kubectl("replace", "--filename=-", *self._in, stdin=json.dumps(manifest))
+        kubectl(verb, "--filename=-", *self._in, stdin=json.dumps(manifest))
 
     def forget(self, revision: Revision) -> None:
         """Remove a revision, so that no rollback brings it back."""
@@ -235,12 +237,12 @@ class Deployment:
 
     def report(self) -> str:
         """Return events and last words of the pods of the current template that are not ready."""
-        lines = list(self._events(self.name))
+        lines = list(self._events("Deployment", self.name))
         for pod in self._new_pods():
             if not is_ready(pod):
                 name = pod["metadata"]["name"]
                 lines += [f"pod {name}: {'; '.join(_states(pod)) or 'not ready'}"]
-                lines += self._events(name)
+                lines += self._events("Pod", name)
                 lines += self._last_words(name)
         return "\n".join(lines)
 
@@ -316,8 +318,9 @@ class Deployment:
                 return f"pod {pod['metadata']['name']}: {'; '.join(stuck)}"
         return None
 
-    def _events(self, name: str) -> Iterator[str]:
-        found = get("events", f"--field-selector=involvedObject.name={name}", *self._in)
+    def _events(self, kind: str, name: str) -> Iterator[str]:
+        select = f"involvedObject.kind={kind},involvedObject.name={name}"
+        found = get("events", f"--field-selector={select}", *self._in)
         for event in found["items"]:
             if event.get("type") == "Warning":
                 yield f"  {event['reason']}: {event['message'].strip()}"

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from release.inventory.replica import Address
+from release.kubernetes.deployment import Revision
 from release.kubernetes.kubectl import api_server, current_context, get, pod_url
 from release.kubernetes.manifests import CONTRACT_SHA256
 
@@ -41,6 +42,25 @@ def running_pods() -> list[dict[str, Any]]:
     ]
 
 
+def running_releases() -> dict[str, Revision]:
+    """Return what every track in the cluster runs, by `namespace/instance track`.
+
+    Nothing where no cluster is configured. Raises ClusterError when it cannot be asked.
+    """
+    if current_context() is None:
+        return {}
+    return {
+        f"{_instance(pod)} {pod['metadata']['labels'].get('track')}": Revision(
+            {"metadata": pod["metadata"], "spec": pod["spec"]}
+        )
+        for pod in running_pods()
+    }
+
+
+def _instance(pod: dict[str, Any]) -> str:
+    return f"{pod['metadata']['namespace']}/{pod['metadata']['labels'].get(_INSTANCE)}"
+
+
 def _address(api: str, pod: dict[str, Any]) -> Address:
     about = pod["metadata"]
     namespace, name, labels = about["namespace"], about["name"], about["labels"]
@@ -48,6 +68,6 @@ def _address(api: str, pod: dict[str, Any]) -> Address:
         name=f"{namespace}/{name}",
         url=pod_url(api, namespace, name),
         track=labels.get("track"),
-        instance=f"{namespace}/{labels.get(_INSTANCE)}",
+        instance=_instance(pod),
         contract_sha256=about.get("annotations", {}).get(CONTRACT_SHA256),
     )

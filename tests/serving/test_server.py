@@ -448,3 +448,55 @@ def test_nothing_is_written_but_to_memory(server: Start, tmp_path: Path) -> None
 
     assert list((tmp_path / "home").iterdir()) == []
     assert not Path(metrics).exists()
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_usr1_sends_clients_elsewhere_and_answers_on(server: Start, count: str) -> None:
+    """A pod that is about to end still gets traffic; clients must not pool its connections."""
+    running = server(WORKERS=count).wait_until_ready()
+    wait_until(lambda: len(workers(running.url)) == int(count))
+    with contextlib.ExitStack() as stack:
+        # So many that each worker has some.
+        pooled = [stack.enter_context(connect(running.url)) for _ in range(8 * int(count))]
+        for one in pooled:
+            one.sendall(HEAD + BODY)
+            read_one_answer(one)
+
+        running.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: each_worker_closes(running.url, int(count)))
+        for one in pooled:
+            one.sendall(HEAD + BODY)
+        answers = [read_to_the_end(one) for one in pooled]
+
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.count(b"connection: close\r\n") == 1
+        assert answer.count(b'{"prediction":') == 1
+        assert answer.endswith(b"]]}")
+    # uvicorn makes its default headers anew each second, and the date is one of them.
+    dates: dict[int, set[str]] = {}
+
+    def each_worker_made_them_twice() -> bool:
+        for pid, date, closes in new_connections(running.url, 5):
+            assert closes == "close"
+            dates.setdefault(pid, set()).add(date)
+        return [len(seen) >= 3 for seen in dates.values()] == [True] * int(count)
+
+    wait_until(each_worker_made_them_twice)
+    assert running.stop() == 0
+
+
+def each_worker_closes(url: str, count: int) -> bool:
+    told = {(pid, closes) for pid, _, closes in new_connections(url, 10 * count)}
+    return len(told) == count and {closes for _, closes in told} == {"close"}
+
+
+def new_connections(url: str, number: int) -> list[tuple[int, str, str | None]]:
+    """Of each: which worker accepted it, the date of its answer, what becomes of it."""
+    none_kept = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=url, limits=none_kept, timeout=20) as client:
+        answers = [client.get("/inventory") for _ in range(number)]
+    return [
+        (answer.json()["pid"], answer.headers["date"], answer.headers.get("connection"))
+        for answer in answers
+    ]

@@ -1,0 +1,167 @@
+"""What the three ways of getting a model cost a start, and a scale-out: measured and printed.
+
+Which is faster depends on the node's disk, the registry and the model's size; so nothing is
+asserted but that each of them serves.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from release.images import Release
+from release.kubernetes import golden
+from release.kubernetes.deploy import apply, destroy
+from release.kubernetes.deployment import Deployment
+from release.kubernetes.golden import WrongAnswer
+from release.kubernetes.kubectl import api_server, get, service_url
+from release.kubernetes.manifests import Manifests
+from release.kubernetes.pair import Options, pair
+from tests.e2e.conftest import NAMESPACE, ROOT, STORE, make
+from training.own import make_contract
+
+SMALL, LARGE = "e2e/1", "e2e-large/1"
+LARGE_FLOATS = 125_000_000  # 500 MB
+REPLICAS = 4
+SECONDS = 600
+WAYS = {
+    "image": ("model_in_image", None),
+    "pull": ("model_load", "volume"),
+    "image volume": ("model_load", "image_volume"),
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A model of 500 MB that is quickly run: a table, of which each row takes a part."""
+    if (STORE / LARGE).exists():
+        return
+    table = np.random.default_rng(0).random((LARGE_FLOATS // 8, 8), dtype=np.float32)
+    nodes = [
+        helper.make_node("Cast", ["input"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["parts"]),
+        helper.make_node("ReduceSum", ["parts", "axes"], ["output"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "large",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", 8])],
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(np.array([1], dtype=np.int64), "axes"),
+        ],
+    )
+    path = tmp_path_factory.mktemp("large") / "large.onnx"
+    opset = helper.make_opsetid("", 21)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), str(path))
+    sample = path.with_name("rows.npz")
+    np.savez(sample, input=np.array([[0, 1, 2, 3], [7, 70, 700, 7000]], dtype=np.float32))
+    make_contract(
+        onnx_file=path,
+        sample=sample,
+        name="e2e-large",
+        version="1",
+        store=STORE,
+        purpose="be large",
+    )
+
+
+@pytest.fixture(scope="module")
+def manifests(images: str, large: None) -> dict[tuple[str, str], Manifests]:
+    """Every way for both models, in images that the registry or the cluster has."""
+    for model in (SMALL, LARGE):
+        for target in ("build", "build-model"):
+            assert make(target, "model_load", model, "IMAGE_TAG=e2e-1").returncode == 0
+    assert make("compatibility", "model_load", SMALL).returncode == 0
+    record = ROOT / "docs" / "compatibility.json"
+    made = {}
+    for model in (SMALL, LARGE):
+        release = Release.of(
+            Path("models") / model, str(STORE), "e2e-1", os.environ.get("REGISTRY")
+        )
+        for way, (mode, source) in WAYS.items():
+            options = Options(NAMESPACE, source, os.environ["LOAD_IMAGE"], record)
+            made[way, model] = pair(release, mode, str(STORE), options)  # type: ignore[arg-type]
+    return made
+
+
+def evict() -> None:
+    """Make the nodes forget every image of this project: their layers are shared."""
+    for node in get("nodes")["items"]:
+        for image in node["status"]["images"]:
+            ours = [name for name in image["names"] if "model" in name.rpartition("/")[2]]
+            for name in ours:
+                command = [*shlex.split(os.environ["EVICT_IMAGE"]), name]
+                subprocess.run(command, check=False, capture_output=True)
+
+
+def first_prediction_seconds(manifests: Manifests) -> float:
+    """Apply a release of one replica; return when its first right prediction came."""
+
+    def one_replica(manifest: dict[str, object]) -> None:
+        if manifest["kind"] == "HorizontalPodAutoscaler":
+            manifest["spec"]["minReplicas"] = 1  # type: ignore[index]
+
+    with api_server() as api:
+        url = service_url(api, manifests.namespace, manifests.instance)
+        started = time.monotonic()
+        apply(manifests, "stable", one_replica)
+        while True:
+            try:
+                golden.check(url, manifests.contract)
+            except WrongAnswer:
+                assert time.monotonic() < started + SECONDS
+                time.sleep(0.1)
+            else:
+                return time.monotonic() - started
+
+
+def scale_out_seconds(manifests: Manifests) -> float:
+    """Go from one replica to several; return when all of them were ready."""
+    deployment = Deployment(manifests.namespace, manifests.instance)
+    started = time.monotonic()
+    deployment.scale(REPLICAS)
+    while deployment.read()["status"].get("readyReplicas", 0) < REPLICAS:
+        assert time.monotonic() < started + SECONDS
+        time.sleep(0.1)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("model", [SMALL, LARGE])
+@pytest.mark.parametrize("way", WAYS)
+def test_start_and_scale_out(
+    manifests: dict[tuple[str, str], Manifests], way: str, model: str
+) -> None:
+    release = manifests[way, model]
+    size = release.contract.model.size_bytes
+    cold = bool(os.environ.get("EVICT_IMAGE") and os.environ.get("REGISTRY"))
+    if not cold:
+        print("\ncold node: not measured, which needs REGISTRY and EVICT_IMAGE")
+    for node in ("cold", "warm")[not cold :]:
+        if node == "cold":
+            evict()
+        try:
+            first = first_prediction_seconds(release)
+            out = scale_out_seconds(release)
+        finally:
+            destroy(release.namespace, release.instance)
+        print(
+            json.dumps(
+                {
+                    "way": way,
+                    "model_bytes": size,
+                    "node": node,
+                    "first_prediction_seconds": round(first, 1),
+                    f"from_1_to_{REPLICAS}_ready_seconds": round(out, 1),
+                }
+            ),
+            flush=True,
+        )
