@@ -65,7 +65,7 @@ test: setup-dev tests/node_modules/.package-lock.json ## Run the whole test suit
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Models
 train: setup ## Train DATASET=iris|digits|diabetes (or DATA=file.csv TARGET=column NAME=…) as VERSION=1 into STORE=models, with ALIAS=…

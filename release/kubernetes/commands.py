@@ -73,6 +73,7 @@ def canary(
     """Try a release beside the running one; with --auto promote or abort it by what it does."""
     options = Options(namespace, source, load_image, record)
     with failures_as_text():
+        trial = Trial(_steps(steps), bake, min_requests, agreement)
         _say_where(namespace)
         manifests = _pair(mode, model, store, options, image_tag, registry)
         beside = Canary(namespace, manifests.instance, store)
@@ -80,7 +81,7 @@ def canary(
             beside.shift(manifests, weight)
             return
         try:
-            beside.try_out(manifests, Trial(_steps(steps), bake, min_requests, agreement))
+            beside.try_out(manifests, trial)
         except InconclusiveError as inconclusive:
             print(inconclusive, file=sys.stderr)
             sys.exit(INCONCLUSIVE)
