@@ -44,6 +44,7 @@ def run(target: str, *variables: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         ["make", target, f"NAMESPACE={NAMESPACE}", *reach, *variables],
         cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
