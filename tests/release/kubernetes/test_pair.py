@@ -1,6 +1,7 @@
 """Which images and models are released together, with real images and their record."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.stand_ins import unavailable
 
 pytestmark = [pytest.mark.xdist_group("docker"), pytest.mark.usefixtures("engine")]
 
-REGISTRY = "127.0.0.1/pair"
+REGISTRY = f"127.0.0.1/pair-{os.getpid()}"
 
 
 @pytest.fixture
