@@ -17,6 +17,8 @@ TASK =
 ONNX =
 SAMPLE =
 LABELS =
+STATE =
+BATCHING =
 UPGRADE =
 
 URLS =
@@ -50,7 +52,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit audit-data lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit audit-data conformance lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -74,11 +76,11 @@ train: setup ## Train DATASET=iris|digits|diabetes (or DATA=file.csv TARGET=colu
 		$(call option,NAME,name) $(call option,VERSION,version) $(call option,STORE,store) \
 		$(call option,ALIAS,alias) $(call option,PURPOSE,purpose) $(call option,OWNER,owner)
 
-contract: setup ## Make an artifact from any ONNX=file.onnx: NAME=… VERSION=… PURPOSE=… SAMPLE=rows.npz LABELS=a,b,c
+contract: setup ## Make an artifact from any ONNX=file.onnx: NAME=… VERSION=… PURPOSE=… SAMPLE=rows.npz LABELS=a,b,c STATE=h,c BATCHING=false
 	@.venv/bin/python -m training contract $(call option,ONNX,onnx) $(call option,SAMPLE,sample) \
-		$(call option,LABELS,labels) $(call option,NAME,name) $(call option,VERSION,version) \
-		$(call option,STORE,store) $(call option,ALIAS,alias) $(call option,PURPOSE,purpose) \
-		$(call option,OWNER,owner)
+		$(call option,LABELS,labels) $(call option,STATE,state) $(call option,BATCHING,batching) \
+		$(call option,NAME,name) $(call option,VERSION,version) $(call option,STORE,store) \
+		$(call option,ALIAS,alias) $(call option,PURPOSE,purpose) $(call option,OWNER,owner)
 
 ##@ Servers
 serve: setup ## Start one server: MODE=model_in_image|model_load MODEL=models/iris/1 PORT=8000
@@ -163,6 +165,9 @@ check: setup-dev ## Lint, format, types; locks and README in step with the code
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q tests/test_lock.py tests/test_docs.py
+
+conformance: setup-dev ## Serve ONNX's own test cases, some 2,000; say which are refused, and why; two minutes
+	@.venv/bin/python -m tests.conformance
 
 format: setup-dev ## Format the code and mend what the linter can
 	@.venv/bin/ruff check --fix

@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from fastapi import APIRouter, FastAPI
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import logs, routes
+from serving import infer, logs, routes
 from serving.contract import Contract, ContractMismatch
+from serving.endpoint import Answer, Call, Endpoint
 from serving.environment import other_versions
+from serving.infer import Infer
 from serving.inventory import Inventory
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.openapi import predict_paths
-from serving.predict import PredictEndpoint
+from serving.openapi import hot_paths, without_validation_errors
+from serving.predict import Predict
 from serving.reloader import Reloader
 from serving.rows import Rows
 from serving.runner import Runner
@@ -69,10 +71,23 @@ class App(FastAPI):
             self._reloader = Reloader(
                 self.current, self._runner, self._metrics, self._open, self._serve
             )
-        self._hot = self._hot_endpoints()
+        self._hot = {
+            "/predict": self._endpoint(
+                "/predict", Predict(self._runner, Rows.encode, needs_labels=False)
+            ),
+            "/predict/label": self._endpoint(
+                "/predict/label", Predict(self._runner, Rows.encode_labels, needs_labels=True)
+            ),
+        }
+        self._infer = self._endpoint(infer.ENDPOINT, Infer(self._runner))
         health = routes.health(self._runner)
         operations = routes.operations(self._metrics, Inventory(settings, self._runner))
-        public = [health, routes.description(self._runner), routes.documentation()]
+        public = [
+            health,
+            routes.description(self._runner),
+            routes.open_inference(self._runner),
+            routes.documentation(),
+        ]
         self._management = None
         if settings.management_port is None:
             public.append(operations)
@@ -92,34 +107,25 @@ class App(FastAPI):
             await self._lifespan(scope, receive, send)
         elif self._management and scope["server"][1] == self._settings.management_port:
             await self._counted(self._management, scope, receive, send)
-        elif hot := self._hot.get(scope["path"]):
+        elif hot := self._hot_endpoint(scope["path"]):
             await hot(scope, receive, send)
         else:
             await self._counted(super().__call__, scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, the hot endpoints described by the contract's rules."""
-        document = super().openapi()
-        model = self._runner.model
-        if model.rows is None:
-            return document
-        paths = predict_paths(model.contract, model.rows)
-        return document | {"paths": paths | document["paths"]}
+        document = without_validation_errors(super().openapi())
+        return document | {"paths": hot_paths(self._runner.model) | document["paths"]}
 
-    def _hot_endpoints(self) -> dict[str, ASGIApp]:
-        return {
-            path: PredictEndpoint(
-                self._runner,
-                self._metrics.endpoint(path),
-                encode,
-                needs_labels=needs_labels,
-                max_body_bytes=self._settings.max_body_bytes,
-            )
-            for path, encode, needs_labels in (
-                ("/predict", Rows.encode, False),
-                ("/predict/label", Rows.encode_labels, True),
-            )
-        }
+    def _endpoint(self, name: str, answer: Callable[[Call], Awaitable[Answer]]) -> Endpoint:
+        limit = self._settings.max_body_bytes
+        return Endpoint(answer, self._metrics.endpoint(name), max_body_bytes=limit)
+
+    def _hot_endpoint(self, path: str) -> Endpoint | None:
+        if hot := self._hot.get(path):
+            return hot
+        is_infer = path.startswith(infer.PREFIX) and path.endswith(infer.SUFFIX)
+        return self._infer if is_infer else None
 
     async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Count a request that FastAPI answers; a path that is none of ours is `other`."""
@@ -135,7 +141,10 @@ class App(FastAPI):
         try:
             await app(scope, receive, noting_the_status)
         finally:
-            metrics = self._metrics_of.get(scope["path"], self._metrics_of["other"])
+            # A path with a name in it is counted as its route.
+            route = getattr(scope.get("route"), "path", None)
+            path = str(route or scope["path"])
+            metrics = self._metrics_of.get(path, self._metrics_of["other"])
             metrics.observe(status, time.perf_counter() - started)
 
     @contextlib.asynccontextmanager

@@ -2,7 +2,7 @@
 
 Written by training, read by verify.py and by everything that describes the model.
 A contract never changes once it is published; a change of this schema that an older
-server could not read raises FORMAT.
+server could not read adds to FORMATS, of which a server reads all.
 """
 
 import json
@@ -23,7 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-FORMAT = 1
+# 2: batching, and inputs that are optional or state.
+FORMATS = (1, 2)
 MODEL_FILE = "model.onnx"
 CONTRACT_FILE = "contract.json"
 # The folder beside the versions of a model.
@@ -87,6 +88,7 @@ class Tensor(Part):
 
     A dimension is a fixed size, the name of a dynamic one, or null when it has no name.
     `features` (inputs) and `labels` (outputs) describe the last dimension, one each.
+    An `optional` input may be left out; one that is `state` is what an earlier run put out.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Tensor(Part):
     shape: tuple[int | str | None, ...]
     features: tuple[Feature, ...] = ()
     labels: tuple[str, ...] = ()
+    optional: bool = False
+    state: bool = False
 
     @model_validator(mode="after")
     def _one_description_a_column(self) -> Self:
@@ -174,9 +178,13 @@ class Origin(Part):
 
 
 class Contract(Part):
-    """Everything a server must know of a model before it serves it."""
+    """Everything a server must know of a model before it serves it.
 
-    format: Literal[1] = 1
+    batching: whether rows of different requests may share a run of the model; format 1 did
+    not say, and then the tensors decide.
+    """
+
+    format: Literal[1, 2] = 2
     name: Name
     version: Version
     purpose: str
@@ -184,21 +192,43 @@ class Contract(Part):
     model: ModelFile
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    batching: bool | None = None
     golden: GoldenRows
     origin: Origin
 
     @model_validator(mode="after")
     def _golden_rows_for_every_tensor(self) -> Self:
+        if not self.outputs:
+            raise ValueError("outputs expected one or more, got none")
         for what, tensors, golden in (
             ("inputs", self.inputs, self.golden.inputs),
             ("outputs", self.outputs, self.golden.outputs),
         ):
-            if not tensors:
-                raise ValueError(f"{what} expected one or more, got none")
             names = [tensor.name for tensor in tensors]
-            if sorted(names) != sorted(golden):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what} expected different names, got {names}")
+            needed = {tensor.name for tensor in tensors if not tensor.optional}
+            if not needed <= set(golden) <= set(names):
                 raise ValueError(f"golden {what} expected for {names}, got {sorted(golden)}")
         return self
+
+    @model_validator(mode="after")
+    def _batching_where_it_can_be(self) -> Self:
+        if self.batching and (why := why_no_batching(self.inputs, self.outputs)):
+            raise ValueError(f"batching expected false, got true: {why}")
+        return self
+
+    @property
+    def batches(self) -> bool:
+        """Whether rows of different requests may share a run of the model."""
+        if self.batching is not None:
+            return self.batching
+        return why_no_batching(self.inputs, self.outputs) is None
+
+    @property
+    def required_inputs(self) -> tuple[Tensor, ...]:
+        """The inputs that every request has."""
+        return tuple(tensor for tensor in self.inputs if not tensor.optional)
 
     @property
     def prediction(self) -> Tensor:
@@ -210,7 +240,7 @@ class Contract(Part):
 
         All rows where some tensor's first dimension is fixed: such a run cannot be cut.
         """
-        tensors = (*self.inputs, *self.outputs)
+        tensors = (*self.required_inputs, *self.outputs)
         if any(not tensor.shape or isinstance(tensor.shape[0], int) for tensor in tensors):
             return self.golden.inputs, self.golden.outputs
         inputs, outputs = (
@@ -234,6 +264,27 @@ class Contract(Part):
         return _INNERMOST_LIST.sub(_on_one_line, text) + "\n"
 
 
+def why_no_batching(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> str | None:
+    """Return why rows of different requests cannot share a run, None if the tensors allow it.
+
+    They may where the first dimension of everything is one and the same dynamic dimension,
+    and nothing is state. A dimension without a name counts as the same as any other.
+    """
+    if not inputs:
+        return "there is no input"
+    for tensor in (*inputs, *outputs):
+        if not tensor.shape or isinstance(tensor.shape[0], int):
+            return f'the first dimension of "{tensor.name}" {tensor.signature} is not dynamic'
+        if tensor.state:
+            return f'"{tensor.name}" is state'
+        if tensor.optional:
+            return f'"{tensor.name}" is optional'
+    names = {tensor.shape[0] for tensor in (*inputs, *outputs)} - {None}
+    if len(names) > 1:
+        return f"the first dimensions are not the same: {', '.join(sorted(map(str, names)))}"
+    return None
+
+
 _INNERMOST_LIST = re.compile(r"\[\n[^\[\]{}]*\n *\]")
 
 
@@ -254,15 +305,26 @@ def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
 def arrays(tensors: tuple[Tensor, ...], nested: Mapping[str, Any]) -> dict[str, Array]:
     """Return nested lists, as JSON holds them, as arrays of the tensors' dtypes.
 
-    Raises ValueError, naming the tensor, for what is ragged or does not fit the dtype.
+    Optional tensors may be missing. Raises ValueError, naming the tensor, for what is ragged
+    or does not fit the dtype.
     """
     made = {}
     for tensor in tensors:
+        if tensor.optional and tensor.name not in nested:
+            continue
         try:
-            made[tensor.name] = np.array(nested[tensor.name], dtype=numpy_dtype(tensor.dtype))
+            array = np.array(nested[tensor.name], dtype=numpy_dtype(tensor.dtype))
+            # Lists end at the first dimension of 0.
+            made[tensor.name] = array if array.size else array.reshape(_sizes(tensor, array))
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f'"{tensor.name}" expected {tensor.signature}: {error}') from error
     return made
+
+
+def _sizes(tensor: Tensor, array: Array) -> list[int]:
+    """Return the shape of an array without values: the contract's, where it is fixed."""
+    sizes = [size for size in tensor.shape if isinstance(size, int)]
+    return sizes if len(sizes) == len(tensor.shape) and 0 in sizes else list(array.shape)
 
 
 def nested_lists(array: Array) -> Any:
@@ -282,7 +344,7 @@ def read_contract(directory: Path) -> Contract:
     """Read `contract.json` of an artifact.
 
     Raises ContractMismatch, naming every field that is wrong, when the file is missing,
-    is not JSON, has another format than FORMAT, or does not hold what a contract holds.
+    is not JSON, has none of FORMATS, or does not hold what a contract holds.
     """
     path = directory / CONTRACT_FILE
     try:
@@ -303,9 +365,10 @@ def parse_contract(text: str, subject: str) -> Contract:
     except ValueError as error:
         raise ContractMismatch(subject, [f"{CONTRACT_FILE}: not JSON: {error}"]) from error
     found = fields.get("format") if isinstance(fields, dict) else None
-    if found != FORMAT or isinstance(found, bool):
+    if found not in FORMATS or isinstance(found, bool):
+        expected = " or ".join(map(str, FORMATS))
         raise ContractMismatch(
-            subject, [f"{CONTRACT_FILE}: format expected {FORMAT}, got {json.dumps(found)}"]
+            subject, [f"{CONTRACT_FILE}: format expected {expected}, got {json.dumps(found)}"]
         )
     try:
         return Contract.model_validate_json(text)

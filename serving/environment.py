@@ -3,6 +3,7 @@
 Used by inventory.py and by training, so that the two can be compared word for word.
 """
 
+import os
 import platform
 from functools import cache
 from importlib import metadata
@@ -29,6 +30,11 @@ def operating_system() -> str:
     except (OSError, KeyError):
         return platform.platform()
     return f"{name} ({platform.machine()})"
+
+
+def revision() -> str | None:
+    """Return the commit that the server's image was built from; None outside of an image."""
+    return os.environ.get("IMAGE_REVISION")
 
 
 @cache

@@ -11,7 +11,7 @@ import socket
 from datetime import UTC, datetime
 from typing import Any
 
-from serving.environment import cpu_features, operating_system, other_versions, packages
+from serving.environment import cpu_features, operating_system, other_versions, packages, revision
 from serving.model import Model
 from serving.runner import Runner
 from serving.settings import Settings
@@ -38,7 +38,7 @@ class Inventory:
         return {
             "mode": self._settings.mode,
             "image": os.environ.get("IMAGE"),
-            "revision": os.environ.get("IMAGE_REVISION"),
+            "revision": revision(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started_at": self._started_at.isoformat(timespec="seconds"),

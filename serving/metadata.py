@@ -7,17 +7,23 @@ What every library's version is is not for the predict port: that is in /invento
 from typing import Any
 
 from serving.contract import Contract, Tensor, dimensions
+from serving.environment import revision
 from serving.errors import RequestError
+from serving.tensor import DATATYPES
+
+# Of the names that the Open Inference Protocol has for frameworks.
+_PLATFORM = "onnx_onnxv1"
 
 
 def metadata(contract: Contract) -> dict[str, Any]:
     """Return the description of a model, without its golden rows and its environment."""
-    first, prediction = contract.inputs[0], contract.prediction
+    prediction = contract.prediction
     inputs, outputs = contract.sample()
+    first = next(iter(contract.inputs), None)
     return {
-        "data_type": first.dtype,
-        "data_structure": _structure(first),
-        "data_sample": inputs[first.name],
+        "data_type": first and first.dtype,
+        "data_structure": first and _structure(first),
+        "data_sample": first and inputs.get(first.name),
         "prediction_type": prediction.dtype,
         "prediction_structure": _structure(prediction),
         "prediction_sample": outputs[prediction.name],
@@ -28,7 +34,25 @@ def metadata(contract: Contract) -> dict[str, Any]:
         "sha256": contract.model.sha256,
         "inputs": [tensor.model_dump(mode="json") for tensor in contract.inputs],
         "outputs": [tensor.model_dump(mode="json") for tensor in contract.outputs],
+        "batching": contract.batches,
         "metrics": contract.origin.metrics,
+    }
+
+
+def server_metadata() -> dict[str, Any]:
+    """Return what the Open Inference Protocol says of a server; its version is its revision."""
+    version = revision() or "unknown"
+    return {"name": "inference", "version": version, "extensions": ["binary_tensor_data"]}
+
+
+def model_metadata(contract: Contract) -> dict[str, Any]:
+    """Return what the Open Inference Protocol says of a model."""
+    return {
+        "name": contract.name,
+        "versions": [contract.version],
+        "platform": _PLATFORM,
+        "inputs": [_metadata_tensor(tensor) for tensor in contract.inputs],
+        "outputs": [_metadata_tensor(tensor) for tensor in contract.outputs],
     }
 
 
@@ -42,6 +66,11 @@ def labels(contract: Contract) -> dict[str, str]:
 def no_labels(contract: Contract) -> RequestError:
     """Return the error for a model without labels, on every path that answers labels."""
     return RequestError(404, f'the model "{contract.name}" has no labels')
+
+
+def _metadata_tensor(tensor: Tensor) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
+    return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": shape}
 
 
 def _structure(tensor: Tensor) -> str:

@@ -6,7 +6,7 @@ never half of each.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,6 +19,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, R
 from serving.contract import CONTRACT_FILE, Array, Contract
 from serving.errors import RequestError
 from serving.rows import Rows, why_no_rows
+from serving.tensors import Tensors
 from serving.verify import sha256_of, verified_session
 
 _RUN_ERRORS = (InvalidArgument, Fail, RuntimeException)
@@ -29,7 +30,8 @@ _OUT_OF_MEMORY = "allocate memory"
 class Model:
     """An open session that answers the golden rows as its contract says.
 
-    rows: the codec of /predict, None where requests cannot be written as rows.
+    rows: the codec of /predict, None where requests cannot be written as rows. tensors: the
+    codec of the Open Inference Protocol. paths: what the model is called in that one's paths.
     headers: what every prediction carries, so that an answer says which model made it.
     contract_sha256: of contract.json; with an image it is what a release is.
     seconds_per_row: what one golden row cost in this process, the session being warm.
@@ -39,6 +41,8 @@ class Model:
     contract: Contract
     session: onnxruntime.InferenceSession
     rows: Rows | None
+    tensors: Tensors
+    paths: frozenset[str]
     headers: list[tuple[bytes, bytes]]
     contract_sha256: str
     seconds_per_row: float
@@ -58,6 +62,8 @@ class Model:
             contract=contract,
             session=session,
             rows=None if why_no_rows(contract) else Rows(contract, max_rows=max_rows),
+            tensors=Tensors(contract, max_rows=max_rows),
+            paths=frozenset({contract.name, f"{contract.name}/versions/{contract.version}"}),
             headers=[
                 (b"model-name", contract.name.encode()),
                 (b"model-version", contract.version.encode()),
@@ -69,32 +75,38 @@ class Model:
             load_seconds=time.perf_counter() - started,
         )
 
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """Return the outputs in the contract's order.
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Return the outputs of these names, in that order.
 
         inputs: arrays of the contract's dtypes and shapes, by input name. Raises
         RequestError 400 when the model cannot run with their values, which no contract
         can foresee: an index that is out of a table, sizes that do not go together.
         """
         try:
-            outputs: list[Array] = self.session.run(self._output_names, inputs)
+            answered: list[Array] = self.session.run(outputs, inputs)
         except _RUN_ERRORS as error:
             if _OUT_OF_MEMORY in str(error):
                 raise
             # The golden rows ran in this process, so it is these values.
             raise RequestError(400, "the model cannot run with these values") from error
-        return outputs
+        return answered
 
     @cached_property
-    def _output_names(self) -> list[str]:
+    def output_names(self) -> list[str]:
+        """All outputs, in the contract's order."""
         return [output.name for output in self.contract.outputs]
 
 
 def _seconds_per_row(contract: Contract, session: onnxruntime.InferenceSession) -> float:
     """Run the golden rows, which ran once already, and share the time among them."""
     inputs = contract.golden_inputs()
-    first = next(iter(inputs.values()))
     # Of this thread alone: a model may be opened while another one answers requests.
     started = time.thread_time()
     session.run(None, inputs)
-    return (time.thread_time() - started) / (len(first) if first.ndim else 1)
+    return (time.thread_time() - started) / (rows_in(inputs) if contract.batches else 1)
+
+
+def rows_in(inputs: Mapping[str, Array]) -> int:
+    """Return how many rows are asked for; 1 where the first input has no first dimension."""
+    first = next(iter(inputs.values()), None)
+    return len(first) if first is not None and first.ndim else 1

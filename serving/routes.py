@@ -10,21 +10,33 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from serving import openapi
 from serving.contract import arrays
+from serving.endpoint import error_body, method_not_allowed
 from serving.environment import other_versions
 from serving.errors import RequestError
+from serving.infer import check_name
 from serving.inventory import Inventory
-from serving.metadata import labels, metadata
+from serving.metadata import labels, metadata, model_metadata, server_metadata
 from serving.metrics import Metrics
-from serving.predict import Encode, error_body, method_not_allowed, rows_of
+from serving.model import Model
+from serving.predict import Encode, rows_of
 from serving.rows import Rows
 from serving.runner import Runner
 
 DOCS_ASSETS = "/docs/assets"
+
+
+def _responses(why: str) -> dict[int | str, dict[str, Any]]:
+    return {404: {"description": why, "content": openapi.ERROR_CONTENT}}
+
+
+_NO_SUCH_MODEL = _responses("another model or version")
+_NOT_FOR_THIS_MODEL = _responses("the model has no labels, or no rows of numbers")
 
 
 def health(runner: Runner) -> APIRouter:
@@ -52,7 +64,7 @@ def health(runner: Runner) -> APIRouter:
 
 def description(runner: Runner) -> APIRouter:
     """Return the paths that describe the model and predict for its own sample."""
-    router = APIRouter(tags=["model"])
+    router = APIRouter(tags=["model"], responses=_NOT_FOR_THIS_MODEL)
 
     @router.get("/metadata")
     async def model_metadata() -> dict[str, Any]:
@@ -86,11 +98,40 @@ def description(runner: Runner) -> APIRouter:
     return router
 
 
+def open_inference(runner: Runner) -> APIRouter:
+    """Return the paths of the Open Inference Protocol that describe server and model."""
+    router = APIRouter(tags=["open inference protocol"], responses=_NO_SUCH_MODEL)
+
+    def served(name: str, version: str | None) -> Model:
+        model = runner.model
+        check_name(model, name if version is None else f"{name}/versions/{version}")
+        return model
+
+    @router.get("/v2")
+    async def about_the_server() -> dict[str, Any]:
+        """Describe the server."""
+        return server_metadata()
+
+    @router.get("/v2/models/{name}")
+    @router.get("/v2/models/{name}/versions/{version}")
+    async def about_the_model(name: str, version: str | None = None) -> dict[str, Any]:
+        """Describe the model's tensors; a dynamic dimension is -1."""
+        return model_metadata(served(name, version).contract)
+
+    @router.get("/v2/models/{name}/ready")
+    @router.get("/v2/models/{name}/versions/{version}/ready")
+    async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
+        """Say that the model's golden rows came out right in this process; 503 until they did."""
+        return {"name": served(name, version).contract.name, "ready": True}
+
+    return router
+
+
 def operations(metrics: Metrics, inventory: Inventory) -> APIRouter:
     """Return the paths for those who run the service."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def prometheus_metrics() -> Response:
         """Answer Prometheus."""
         return Response(metrics.render(), media_type=metrics.content_type)
@@ -167,6 +208,6 @@ async def _sample_prediction(runner: Runner, encode: Encode, *, needs_labels: bo
     model = runner.model
     rows = rows_of(model, needs_labels=needs_labels)
     sample = arrays(model.contract.inputs, model.contract.sample()[0])
-    outputs = await runner.run(model, sample)
+    outputs = await runner.run(model, sample, model.output_names)
     headers = {name.decode(): value.decode() for name, value in model.headers}
     return Response(encode(rows, outputs), media_type="application/json", headers=headers)

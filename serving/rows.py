@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from serving.contract import Array, Contract, Tensor, dimensions, numpy_dtype
 from serving.errors import RequestError
+from serving.values import said, value_type
 
 _SHOWN_CHARACTERS = 40
 _SHOWN_FEATURES = 10
@@ -24,18 +25,20 @@ _EXPLAINED_BYTES = 1 << 18
 
 def why_no_rows(contract: Contract) -> str | None:
     """Return why a model's requests cannot be written as rows of numbers, None if they can."""
-    if len(contract.inputs) == 1 and contract.inputs[0].dtype != "string":
-        rows, predictions = contract.inputs[0].shape[:1], contract.prediction.shape[:1]
+    inputs = contract.required_inputs
+    if len(inputs) == 1 and inputs[0].dtype != "string" and contract.prediction.dtype != "string":
+        rows, predictions = inputs[0].shape[:1], contract.prediction.shape[:1]
         dynamic = not any(isinstance(size, int) for size in rows + predictions)
         if rows and predictions and (dynamic or rows == predictions):
             return None
     takes, gives = (
         ", ".join(f'"{tensor.name}" {tensor.signature}' for tensor in tensors)
-        for tensors in (contract.inputs, [contract.prediction])
+        for tensors in (inputs, [contract.prediction])
     )
     return (
         "this path is for models with one numeric input that give a row for each row; "
-        f"this model takes {takes} and gives {gives}"
+        f"this model takes {takes or 'nothing'} and gives {gives}: "
+        f"POST /v2/models/{contract.name}/infer"
     )
 
 
@@ -46,7 +49,7 @@ class Rows:
     """
 
     def __init__(self, contract: Contract, *, max_rows: int) -> None:
-        self._tensor = contract.inputs[0]
+        (self._tensor,) = contract.required_inputs
         self._dtype = numpy_dtype(self._tensor.dtype)
         self._max_rows = max_rows
         self._data_type = _list_type(self._tensor, self._tensor.shape, at_most=max_rows)
@@ -121,10 +124,9 @@ class Rows:
 
     def _repeat(self, error: Exception) -> NoReturn:
         """Raise what msgspec said: reading a large body again would hold others up."""
-        what, _, where = str(error).partition(" - at `$.")
-        path = where.rstrip("`") or "body"
-        status = 413 if path == "data" and "length <=" in what else 400
-        raise RequestError(status, f"{path}: {what[:1].lower()}{what[1:]}") from error
+        where, what = said(error)
+        status = 413 if where == "data" and "length <=" in what else 400
+        raise RequestError(status, f"{where or 'body'}: {what}") from error
 
     def _explain_request(self, request: Any) -> None:
         if not isinstance(request, dict):
@@ -177,7 +179,7 @@ class Rows:
 def _list_type(tensor: Tensor, shape: tuple[int | str | None, ...], *, at_most: int | None) -> Any:
     """Return the type msgspec checks: nested lists of the tensor's sizes and numbers."""
     if not shape:
-        return _number_type(tensor)
+        return value_type(tensor.dtype)
     size = shape[0]
     if isinstance(size, int):
         limits = Meta(min_length=size, max_length=size)
@@ -191,19 +193,6 @@ def _same_sizes(tensor: Tensor) -> list[tuple[int, int]]:
     first = {name: axis for axis, name in reversed(list(enumerate(tensor.shape)))}
     named = [(axis, name) for axis, name in enumerate(tensor.shape) if isinstance(name, str)]
     return [(first[name], axis) for axis, name in named if first[name] != axis]
-
-
-def _number_type(tensor: Tensor) -> Any:
-    """Return the type of one number: what overflows the dtype is refused by the decoder."""
-    dtype = numpy_dtype(tensor.dtype)
-    if dtype.kind == "b":
-        return bool
-    if dtype.kind == "f":
-        limit = float(np.finfo(dtype).max)
-        return Annotated[float, Meta(ge=-limit, le=limit)]
-    info = np.iinfo(dtype)
-    # msgspec's bounds are int64; numpy refuses what is larger than a uint64.
-    return Annotated[int, Meta(ge=int(info.min), le=int(info.max) if info.max < 2**63 else None)]
 
 
 def _explain_number(value: Any, tensor: Tensor, path: str) -> None:

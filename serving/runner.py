@@ -6,12 +6,13 @@ nowhere else. Each request runs by itself.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from serving.contract import Array
 from serving.errors import RequestError
 from serving.metrics import Metrics
-from serving.model import Model
+from serving.model import Model, rows_in
 
 # A thread hop costs about 0.1 ms; a run below this is over before the hop is.
 _INLINE_SECONDS = 0.001
@@ -45,25 +46,28 @@ class Runner:
         """Whether there is a model, its golden rows having come out right in this process."""
         return self._model is not None
 
-    async def run(self, model: Model, inputs: dict[str, Array]) -> list[Array]:
-        """Return the model's outputs for one request, in the contract's order.
+    async def run(
+        self, model: Model, inputs: dict[str, Array], outputs: Sequence[str]
+    ) -> list[Array]:
+        """Return outputs of the model for one request, in the order of their names.
 
         A run that would hold up the event loop goes to a thread of its own.
         """
-        first = next(iter(inputs.values()))
-        rows = len(first) if first.ndim else 1
+        rows = rows_in(inputs) if model.contract.batches else 1
         if model.seconds_per_row * rows < _INLINE_SECONDS:
-            return self._timed(model, inputs, rows)
+            return self._timed(model, inputs, outputs, rows)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._timed, model, inputs, rows)
+        return await loop.run_in_executor(self._thread, self._timed, model, inputs, outputs, rows)
 
     def close(self) -> None:
         """Wait for the runs under way and end the thread."""
         self._thread.shutdown()
 
-    def _timed(self, model: Model, inputs: dict[str, Array], rows: int) -> list[Array]:
+    def _timed(
+        self, model: Model, inputs: dict[str, Array], outputs: Sequence[str], rows: int
+    ) -> list[Array]:
         started = time.perf_counter()
-        outputs = model.run(inputs)
+        answered = model.run(inputs, outputs)
         self._metrics.inference_seconds.observe(time.perf_counter() - started)
         self._metrics.rows.inc(rows)
-        return outputs
+        return answered

@@ -29,8 +29,8 @@ from serving import logs
 from serving.app import App, create_app
 from serving.child import Child
 from serving.container import shared_memory
+from serving.endpoint import error_body
 from serving.errors import StartupError
-from serving.predict import error_body
 from serving.settings import Settings
 from serving.shared import Shared
 from serving.source import Source

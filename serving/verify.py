@@ -42,6 +42,7 @@ _DTYPES: dict[str, Dtype] = {
     "tensor(double)": "float64",
     "tensor(string)": "string",
 }
+_OPTIONAL = re.compile(r"optional\((.*)\)")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -127,9 +128,12 @@ def session_of(model: Path | bytes) -> onnxruntime.InferenceSession:
 
 def session_differences(contract: Contract, session: onnxruntime.InferenceSession) -> list[str]:
     """Return how a session's tensors and its golden rows differ from the contract."""
+    optional = {tensor.name for tensor in contract.inputs if tensor.optional}
+    # What the model has a default for is an input only if the contract says so.
+    defaults = [node for node in session.get_overridable_initializers() if node.name in optional]
     found = []
     for kind, promised, real in (
-        ("input", contract.inputs, session.get_inputs()),
+        ("input", contract.inputs, [*session.get_inputs(), *defaults]),
         ("output", contract.outputs, session.get_outputs()),
     ):
         found += _tensor_differences(kind, promised, {node.name: node for node in real})
@@ -158,21 +162,54 @@ def verified_session(contract: Contract, directory: Path) -> onnxruntime.Inferen
     return session
 
 
-def tensors_of(nodes: list[Any]) -> tuple[Tensor, ...]:
-    """Return a session's inputs or outputs as tensors of a contract.
+def tensors_of(
+    session: onnxruntime.InferenceSession,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return a session's inputs and outputs as tensors of a contract.
 
-    Raises ContractMismatch, naming all of them, when some have no type a contract knows.
+    An input is optional if its type says so, or if the model has a default for it. Raises
+    ContractMismatch, naming all of them, when some have no type that a contract knows.
     """
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    defaults = session.get_overridable_initializers()
+    types = [(node, _there(node.type)) for node in (*inputs, *defaults)]
+    types += [(node, node.type) for node in outputs]
     unknown = [
-        f'"{node.name}" is {node.type}, expected a tensor of {", ".join(_DTYPES.values())}'
-        for node in nodes
-        if node.type not in _DTYPES
+        f'"{node.name}" is {_described(node.type)}, expected a tensor of '
+        f"{', '.join(_DTYPES.values())}"
+        for node, type_ in types
+        if type_ not in _DTYPES
     ]
     if unknown:
         raise ContractMismatch(MODEL_FILE, unknown)
-    return tuple(
-        Tensor(name=node.name, dtype=_DTYPES[node.type], shape=tuple(node.shape)) for node in nodes
+    return (
+        (
+            *(_tensor(node, optional=node.type != _there(node.type)) for node in inputs),
+            *(_tensor(node, optional=True) for node in defaults),
+        ),
+        tuple(_tensor(node, optional=False) for node in outputs),
     )
+
+
+def _tensor(node: Any, *, optional: bool) -> Tensor:
+    dtype, shape = _DTYPES[_there(node.type)], tuple(node.shape)
+    return Tensor(name=node.name, dtype=dtype, shape=shape, optional=optional)
+
+
+def _there(type_: str) -> str:
+    """Return what a value of an optional type is when it is there."""
+    optional = _OPTIONAL.fullmatch(type_)
+    return optional[1] if optional else type_
+
+
+def _described(type_: str) -> str:
+    """Return a type that is not served, and what to do about it if something can be done."""
+    if type_.startswith(("seq(map(", "map(")):
+        # What skl2onnx gives to a classifier.
+        return f'{type_} (export without ZipMap: options={{"zipmap": False}})'
+    if type_.startswith("seq("):
+        return f"{type_} (export its elements as tensors)"
+    return type_
 
 
 def sha256_of(path: Path) -> str:
@@ -198,7 +235,8 @@ def _tensor_differences(kind: str, promised: tuple[Tensor, ...], real: dict[str,
         if node is None:
             found.append(f'{kind} "{tensor.name}": expected {tensor.signature}, the model has none')
             continue
-        came = f"{_DTYPES.get(node.type, node.type)}{dimensions(node.shape)}"
+        type_ = _there(node.type) if tensor.optional else node.type
+        came = f"{_DTYPES.get(type_) or _described(type_)}{dimensions(node.shape)}"
         if came != tensor.signature:
             found.append(f'{kind} "{tensor.name}": expected {tensor.signature}, got {came}')
     found += [f'{kind} "{name}": not in the contract, the model has it' for name in real]

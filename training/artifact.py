@@ -108,6 +108,7 @@ def contract_of(  # noqa: PLR0913 - one for each part of a contract
     owner: str,
     inputs: tuple[Tensor, ...],
     outputs: tuple[Tensor, ...],
+    batching: bool,
     golden: GoldenRows,
     origin: Origin,
 ) -> Contract:
@@ -121,6 +122,7 @@ def contract_of(  # noqa: PLR0913 - one for each part of a contract
             model=_model_file(model),
             inputs=inputs,
             outputs=outputs,
+            batching=batching,
             golden=golden,
             origin=origin,
         )

@@ -16,6 +16,7 @@ from serving.contract import ContractMismatch, GoldenRows, Origin, Tensor, neste
 from serving.verify import session_of, tensors_of
 from training import origin
 from training.artifact import Artifact, Identity, contract_of
+from training.batching import decide
 from training.errors import TrainingError
 from training.export import ATOL, RTOL
 from training.sample import Run, generated, given, refuse_random
@@ -34,6 +35,8 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
     purpose: str | None,
     sample: str | Path | None = None,
     labels: str | None = None,
+    state: str | None = None,
+    batching: str | None = None,
     alias: str | None = None,
     owner: str | None = None,
     console: Console | None = None,
@@ -41,25 +44,30 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
     """Publish an ONNX file with its contract; return the artifact's path or URI.
 
     sample: an .npz file of golden inputs; without it they are generated. labels: the
-    names, separated by commas, of the last dimension of one output. Raises TrainingError,
+    names, separated by commas, of the last dimension of one output. state: inputs,
+    separated by commas, that are what an earlier run put out. batching: "true" or "false"
+    to override whether requests may share a run. Raises TrainingError,
     and publishes nothing, when an option or the model is not what it must be.
     """
     _refuse_missing(ONNX=onnx_file, NAME=name, PURPOSE=purpose)
     identity = Identity.checked(name or "", version, store, alias)
     path = Path(onnx_file or "")
-    steps = Steps(4, console or quiet())
+    steps = Steps(5, console or quiet())
     with steps.step("Read the model") as step:
         model = read_model(path)
         step.found = f"{path}, {len(model)} bytes"
     with steps.step("Open it with ONNX Runtime") as step:
         session = _open(path, model)
         inputs, outputs = _tensors(path, session)
-        outputs = _labelled(outputs, labels)
+        inputs, outputs = _with_state(inputs, state), _labelled(outputs, labels)
         step.found = f"{_signatures(inputs)} -> {_signatures(outputs)}"
     with steps.step("Run golden rows") as step:
         run = given(session, inputs, Path(sample)) if sample else generated(session, inputs)
         refuse_random(session, run)
         step.found = run.source
+    with steps.step("See whether requests may share a run") as step:
+        shared, why = decide(session, inputs, outputs, run.inputs, batching)
+        step.found = f"{'yes' if shared else 'no'}: {why}"
     contract = contract_of(
         identity,
         model,
@@ -67,11 +75,12 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
         owner=origin.owner(owner),
         inputs=inputs,
         outputs=outputs,
+        batching=shared,
         golden=_golden(run),
         origin=Origin(
             command=origin.make_command(
-                "contract", ONNX=onnx_file, SAMPLE=sample, LABELS=labels, NAME=name,
-                VERSION=version, PURPOSE=purpose, OWNER=owner,
+                "contract", ONNX=onnx_file, SAMPLE=sample, LABELS=labels, STATE=state,
+                BATCHING=batching, NAME=name, VERSION=version, PURPOSE=purpose, OWNER=owner,
             ),
             commit=origin.commit(),
             environment=origin.environment(),
@@ -158,12 +167,20 @@ def _tensors(
     path: Path, session: onnxruntime.InferenceSession
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     try:
-        return tensors_of(session.get_inputs()), tensors_of(session.get_outputs())
+        return tensors_of(session)
     except ContractMismatch as mismatch:
+        raise TrainingError(f"{path}: {'; '.join(mismatch.differences)}") from mismatch
+
+
+def _with_state(inputs: tuple[Tensor, ...], state: str | None) -> tuple[Tensor, ...]:
+    """Return the inputs, those marked that are state."""
+    names = {name.strip() for name in (state or "").split(",")} - {""}
+    if unknown := names - {tensor.name for tensor in inputs}:
         raise TrainingError(
-            f"{path}: {'; '.join(mismatch.differences)}. A scikit-learn classifier answers with a "
-            'tensor when it is exported without ZipMap: options={"zipmap": False}.'
-        ) from mismatch
+            f"STATE: expected names of inputs, got {', '.join(sorted(unknown))} "
+            f"beside {_signatures(inputs)}"
+        )
+    return tuple(tensor.model_copy(update={"state": tensor.name in names}) for tensor in inputs)
 
 
 def _labelled(outputs: tuple[Tensor, ...], labels: str | None) -> tuple[Tensor, ...]:

@@ -33,7 +33,7 @@ class Run:
 
 
 def given(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...], path: Path) -> Run:
-    """Run the arrays of an .npz file, one for each input.
+    """Run the arrays of an .npz file, one for each input; optional ones may be missing.
 
     Raises TrainingError that names every array that is missing, unknown, of another dtype
     or of another shape, and when the model does not run with them.
@@ -45,6 +45,8 @@ def given(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...], pat
     sizes: dict[str, int] = {}
     for tensor in inputs:
         if tensor.name not in arrays:
+            if tensor.optional:
+                continue
             wrong.append(f'"{tensor.name}" expected {tensor.signature}, got nothing')
             continue
         array = arrays[tensor.name]
@@ -65,12 +67,13 @@ def given(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...], pat
 
 
 def generated(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> Run:
-    """Run inputs that only the shapes and SEED decide.
+    """Run inputs that only the shapes and SEED decide; optional ones are left out.
 
     Leading dynamic dimensions are 1, the others the first of SIZES that runs. Floats are
     standard normal, integers 0, bools false, strings empty. Raises TrainingError with
     onnxruntime's reason when none runs.
     """
+    inputs = tuple(tensor for tensor in inputs if not tensor.optional)
     reasons = []
     tried: list[list[tuple[int, ...]]] = []
     for size in SIZES:
@@ -128,11 +131,8 @@ def _names(tensors: tuple[Tensor, ...]) -> list[str]:
 
 def _fits(tensor: Tensor, array: Array, sizes: dict[str, int]) -> bool:
     """Tell whether an array is what a tensor takes; `sizes` are the named dimensions so far."""
-    if (
-        array.dtype != numpy_dtype(tensor.dtype)
-        or array.ndim != len(tensor.shape)
-        or not array.size
-    ):
+    empty = not array.size and 0 not in tensor.shape
+    if array.dtype != numpy_dtype(tensor.dtype) or array.ndim != len(tensor.shape) or empty:
         return False
     return all(
         size == (sizes.setdefault(promised, size) if isinstance(promised, str) else promised)

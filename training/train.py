@@ -23,6 +23,7 @@ from serving.verify import session_of, tensors_of
 from training import dataset as datasets
 from training import origin, pipeline
 from training.artifact import Artifact, Identity, contract_of
+from training.batching import decide
 from training.dataset import Dataset
 from training.errors import TrainingError
 from training.export import ATOL, INPUT, RTOL, Float32Array, check_agreement, to_onnx
@@ -130,7 +131,7 @@ def _make(  # noqa: PLR0913 - the facts that only the caller knows
     with steps.step("Compare ONNX Runtime with scikit-learn") as step:
         agreement = check_agreement(loaded, fitted, model, data.held_out_rows)
         step.found = _differ(agreement)
-    inputs, outputs, golden = _described(loaded, model, _golden_rows(data, loaded))
+    inputs, outputs, batching, golden = _described(loaded, model, _golden_rows(data, loaded))
     contract = contract_of(
         identity,
         model,
@@ -138,6 +139,7 @@ def _make(  # noqa: PLR0913 - the facts that only the caller knows
         owner=owner,
         inputs=inputs,
         outputs=outputs,
+        batching=batching,
         golden=golden,
         origin=Origin(
             command=command,
@@ -153,10 +155,10 @@ def _make(  # noqa: PLR0913 - the facts that only the caller knows
 
 def _described(
     loaded: Dataset, model: bytes, rows: Float32Array
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], GoldenRows]:
-    """Return a model's tensors with their columns' meaning, and its answers to golden rows."""
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], bool, GoldenRows]:
+    """Return a model's tensors with their columns' meaning, batching, and golden rows."""
     session = session_of(model)
-    (into,), (out,) = tensors_of(session.get_inputs()), tensors_of(session.get_outputs())
+    (into,), (out,) = tensors_of(session)
     into = Tensor(**{**into.model_dump(), "features": loaded.features})
     out = Tensor(**{**out.model_dump(), "labels": loaded.labels})
     (answers,) = session.run([out.name], {INPUT: rows})
@@ -167,7 +169,8 @@ def _described(
         rtol=RTOL,
         atol=ATOL,
     )
-    return (into,), (out,), golden
+    batching, _ = decide(session, (into,), (out,), {INPUT: rows})
+    return (into,), (out,), batching, golden
 
 
 def _golden_rows(data: Split, loaded: Dataset) -> Float32Array:

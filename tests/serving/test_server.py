@@ -59,7 +59,7 @@ def another_dtype(artifact: Path) -> None:
 
 def another_shape(artifact: Path) -> None:
     tensor = read_contract(artifact).outputs[0]
-    rewrite(artifact, outputs=(tensor.model_copy(update={"shape": ("M", 3)}),))
+    rewrite(artifact, outputs=(tensor.model_copy(update={"shape": (None, 3)}),))
 
 
 def wrong_golden_row(artifact: Path) -> None:
@@ -104,14 +104,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "another format": (
         lambda path: (path / "contract.json").write_text('{"format": 9}'),
-        ["contract.json: format expected 1, got 9"],
+        ["contract.json: format expected 1 or 2, got 9"],
     ),
     "another input": (
         another_input_name,
         ['input "x": expected float32[N,4], the model has none', 'input "input": not in the'],
     ),
     "another dtype": (another_dtype, ['input "input": expected float64[N,4], got float32[N,4]']),
-    "another shape": (another_shape, ["expected float32[M,3], got float32[N,3]"]),
+    "another shape": (another_shape, ["expected float32[?,3], got float32[N,3]"]),
     "a wrong golden row": (wrong_golden_row, ["golden rows: output", "[1,2] expected", "1 of"]),
     "a newer opset": (newer_opset, ["model.onnx: opset ai.onnx 99, onnxruntime", "loads up to"]),
     "a newer IR": (newer_ir, ["model.onnx: IR version 99, onnxruntime", "loads up to"]),
@@ -148,7 +148,7 @@ def test_all_mismatches_are_in_one_message(server: Start, artifact: Path) -> Non
 
     assert stopped.wait() != 0
     log = "".join(stopped.logged)
-    for part in ("contract.json: sha256", "bytes, got", "model.onnx: sha256", "float32[M,3]"):
+    for part in ("contract.json: sha256", "bytes, got", "model.onnx: sha256", "float32[?,3]"):
         assert part in log
     assert "[1,2] expected" in log
 

@@ -25,7 +25,7 @@ def fitted(name: str) -> tuple[Dataset, pipeline.Split, Pipeline]:
 def test_a_model_has_one_input_and_one_output(name: str, into: str, out: tuple[str, str]) -> None:
     dataset, _, model = fitted(name)
     session = session_of(to_onnx(dataset, model, name))
-    (input_,), (output,) = tensors_of(session.get_inputs()), tensors_of(session.get_outputs())
+    (input_,), (output,) = tensors_of(session)
     assert (input_.name, input_.signature) == ("input", into)
     assert (output.name, output.signature) == out
 

@@ -6,36 +6,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 
 from serving.contract import Contract, read_contract
 from serving.verify import differences
+from tests.onnx_files import BOOL, FLOAT, INT64, STRING, save
 from training.dataset import load
 from training.errors import TrainingError
 from training.own import make_contract
-
-FLOAT, INT64, STRING, BOOL = (
-    TensorProto.FLOAT,
-    TensorProto.INT64,
-    TensorProto.STRING,
-    TensorProto.BOOL,
-)
-
-
-def save(path: Path, inputs: Any, outputs: Any, nodes: Any, constants: Any = ()) -> Path:
-    """Write an ONNX file; inputs and outputs are (name, type, shape)."""
-    graph = helper.make_graph(
-        [helper.make_node(*node) for node in nodes],
-        "graph",
-        [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info(*value) for value in outputs],
-        [numpy_helper.from_array(array, name) for name, array in constants],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
-    return path
 
 
 @pytest.fixture

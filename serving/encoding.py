@@ -1,0 +1,70 @@
+"""Content-Encoding, both ways: gzip and deflate in, gzip out, with a limit on what it unpacks to.
+
+Used by endpoint.py.
+"""
+
+import asyncio
+import gzip
+import zlib
+
+from serving.errors import RequestError
+
+# Smaller answers would hardly get smaller: their head is as large.
+_WORTH_BYTES = 1024
+# Beyond it the event loop would be held up for a millisecond and more.
+_INLINE_BYTES = 1 << 15
+_FASTEST = 1
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_ENCODED = ((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
+
+
+def decoded(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
+    """Return what a body holds. encoding: the value of its Content-Encoding.
+
+    Raises RequestError: 415 for another encoding than gzip and deflate, 413 once there are more
+    than max_bytes, 400 for what is not encoded so.
+    """
+    name = encoding.strip().lower()
+    if name in {b"", b"identity"}:
+        return body
+    if name not in {b"gzip", b"x-gzip", b"deflate"}:
+        raise RequestError(
+            415,
+            f"Content-Encoding: expected gzip or deflate, got {encoding.decode('latin-1')}",
+            {"accept-encoding": "gzip, deflate"},
+        )
+    pieces, size = [], 0
+    while body:
+        decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
+        try:
+            pieces.append(decompressor.decompress(body, max_bytes - size + 1))
+        except zlib.error as error:
+            raise RequestError(400, f"body: expected {name.decode()}: {error}") from None
+        size += len(pieces[-1])
+        if size > max_bytes:
+            raise RequestError(413, f"body: expected at most {max_bytes} bytes unpacked, got more")
+        if not decompressor.eof:
+            raise RequestError(400, f"body: expected {name.decode()}, got the beginning of it")
+        # A file of gzip may have several parts.
+        body = decompressor.unused_data
+    return b"".join(pieces)
+
+
+def is_worth(body: bytes, accepted: bytes) -> bool:
+    """Tell whether to compress an answer for who sent this Accept-Encoding."""
+    return len(body) >= _WORTH_BYTES and b"gzip" in accepted and _accepts_gzip(accepted)
+
+
+async def encoded(body: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+    """Return an answer compressed, and the headers that say so."""
+    if len(body) > _INLINE_BYTES:
+        return await asyncio.to_thread(gzip.compress, body, _FASTEST, mtime=0), _ENCODED
+    return gzip.compress(body, _FASTEST, mtime=0), _ENCODED
+
+
+def _accepts_gzip(accepted: bytes) -> bool:
+    for one in accepted.lower().split(b","):
+        name, _, quality = one.partition(b";")
+        if name.strip() == b"gzip":
+            return quality.replace(b" ", b"").rstrip(b"0") not in {b"q=", b"q=0."}
+    return False

@@ -1,0 +1,27 @@
+"""ONNX files made up for tests, node by node."""
+
+from pathlib import Path
+from typing import Any
+
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT, INT64, STRING, BOOL = (
+    TensorProto.FLOAT,
+    TensorProto.INT64,
+    TensorProto.STRING,
+    TensorProto.BOOL,
+)
+
+
+def save(path: Path, inputs: Any, outputs: Any, nodes: Any, constants: Any = ()) -> Path:
+    """Write an ONNX file; inputs and outputs are (name, type, shape)."""
+    graph = helper.make_graph(
+        [helper.make_node(*node) for node in nodes],
+        "graph",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(array, name) for name, array in constants],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
