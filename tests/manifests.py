@@ -72,7 +72,9 @@ def _tops(kind: str) -> list[str]:
     return [folder for folder, one in every.items() if one["kind"] == kind and folder not in used]
 
 
-OVERLAYS = _tops("Kustomization")
+# For clusters that have KServe, whose schemas are not Kubernetes's.
+KSERVE = "kserve"
+OVERLAYS = [folder for folder in _tops("Kustomization") if folder != KSERVE]
 # All but what the releases of a namespace share.
 SERVERS = [overlay for overlay in OVERLAYS if overlay != "namespace"]
 COMPONENTS = _tops("Component")
