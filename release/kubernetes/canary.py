@@ -197,7 +197,7 @@ class Canary:
             reasons = self._watch(canary, contract, trial)
             counts = canary.counts(), stable.counts()
         print(f"  canary: {counts[0]}\n  stable: {counts[1]}", flush=True)
-        reasons += worse(*counts)
+        reasons += worse(*counts, trial.min_requests)
         if reasons:
             self.abort(reasons)
             raise ClusterError(f"{self.deployment.name}: aborted: {'; '.join(reasons)}")

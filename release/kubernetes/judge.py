@@ -15,11 +15,13 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.stats import fisher_exact
 
+from serving import infer
+
 # How often a canary that is no worse is taken for worse, for each comparison.
 _CHANCE = 0.01
 _QUANTILE = 0.99
-# Health and metrics are asked by the cluster, not by users.
-_PATHS = ("/predict", "/v2/models")
+# What users ask; health and metrics are asked by the cluster.
+_ENDPOINTS = ("/predict", "/predict/label", infer.ENDPOINT)
 _SECONDS = 10
 
 
@@ -42,7 +44,7 @@ class Counts:
         within = Counter[float]()
         for family in text_string_to_metric_families(answer.text):
             for sample in family.samples:
-                if not sample.labels.get("endpoint", "").startswith(_PATHS):
+                if sample.labels.get("endpoint") not in _ENDPOINTS:
                     continue
                 count = int(sample.value)
                 if sample.name == "http_requests_total":
@@ -79,14 +81,20 @@ class Counts:
         )
 
 
-def worse(canary: Counts, stable: Counts) -> list[str]:
-    """Return in what a canary is worse than stable replicas; nothing if in nothing."""
+def worse(canary: Counts, stable: Counts, min_requests: float) -> list[str]:
+    """Return in what a canary is worse than stable replicas; nothing if in nothing.
+
+    min_requests: how many each must have answered for their latency to be compared. Of fewer, one
+    moment in which a node was busy is too large a part.
+    """
     found = []
     if _more_often(canary.errors, canary.requests, stable.errors, stable.requests):
         found.append(
             f"errors: {canary.errors} of {canary.requests} requests, "
             f"stable {stable.errors} of {stable.requests}"
         )
+    if min(canary.requests, stable.requests) < min_requests:
+        return found
     bound = stable.p99_bound
     slow, of_stable = canary.beyond(bound), stable.beyond(bound)
     timed, timed_of_stable = canary.within.get(math.inf, 0), stable.within.get(math.inf, 0)
