@@ -34,6 +34,7 @@ _JITTER = 0.1
 _READ_SECONDS = 5.0
 _LONGEST_REASON = 4096
 _NOT_REFUSED: dict[str, Any] = {"refused": None, "refusal": None, "refusals": 0}
+_COUNTED = ("moves", "moves_seconds", "failures")
 # The first to go when memory is short.
 _OOM_SCORE = "1000"
 
@@ -127,6 +128,7 @@ class Follower:
             self._refuse(version, _reason(error))
 
     def _move(self, version: str) -> None:
+        began = time.monotonic()
         directory = self._alias.artifact(version)
         with ExitStack() as holding:
             holding.enter_context(self._alias.hold(directory))
@@ -143,6 +145,7 @@ class Follower:
             directory=str(directory),
             trying=None,
             moves=1,
+            moves_seconds=time.monotonic() - began,
             **_NOT_REFUSED,
         )
 
@@ -169,12 +172,12 @@ class Follower:
             reason = re.sub(rf"(?<!\w){re.escape(self._alias.uri.store)}/", "<store>/", reason)
         return re.sub(r"(\w+:/|(?<![\w>]))/\S+", "<path>", reason)[:_LONGEST_REASON]
 
-    def _note(self, *, moves: int = 0, failures: int = 0, **changed: Any) -> None:
-        """Change what is current; moves and failures are added."""
+    def _note(self, **changed: Any) -> None:
+        """Change what is current; what is counted is added to what it was."""
         with self._noting:
             now = self._current.get()
-            counted = {"moves": now.moves + moves, "failures": now.failures + failures}
-            self._current.set(replace(now, **counted, **changed))
+            added = {name: getattr(now, name) + changed.pop(name, 0) for name in _COUNTED}
+            self._current.set(replace(now, **added, **changed))
 
 
 def _alias(settings: ModelLoadSettings) -> Alias:

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import infer, logs, routes
+from serving.answered import REQUEST_ID, Answered, request_id_in
 from serving.contract import Contract, ContractMismatch
 from serving.endpoint import Answer, Call, Endpoint
 from serving.environment import other_versions
@@ -96,8 +97,8 @@ class App(FastAPI):
             _include(self._management, [health, operations])
         _include(self, public)
         self.mount(routes.DOCS_ASSETS, StaticFiles(directory=routes.docs_assets()))
-        self._metrics_of = {
-            path: self._metrics.endpoint(path)
+        self._answered_at = {
+            path: self._answered(path)
             for path in ("other", "/openapi.json", *routes.paths([*public, operations]))
         }
 
@@ -119,7 +120,10 @@ class App(FastAPI):
 
     def _endpoint(self, name: str, answer: Callable[[Call], Awaitable[Answer]]) -> Endpoint:
         limit = self._settings.max_body_bytes
-        return Endpoint(answer, self._metrics.endpoint(name), max_body_bytes=limit)
+        return Endpoint(answer, self._answered(name), max_body_bytes=limit)
+
+    def _answered(self, name: str) -> Answered:
+        return Answered(self._metrics.endpoint(name), access_log=self._settings.access_log)
 
     def _hot_endpoint(self, path: str) -> Endpoint | None:
         if hot := self._hot.get(path):
@@ -128,14 +132,16 @@ class App(FastAPI):
         return self._infer if is_infer else None
 
     async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count a request that FastAPI answers; a path that is none of ours is `other`."""
-        started = time.perf_counter()
-        status = 500
+        """Note a request that FastAPI answers; a path that is none of ours is `other`."""
+        began = self._answered_at["other"].begin()
+        status, asked = 500, request_id_in(scope["headers"])
 
         async def noting_the_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = [*message.get("headers", ()), (REQUEST_ID, asked)]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -144,8 +150,8 @@ class App(FastAPI):
             # A path with a name in it is counted as its route.
             route = getattr(scope.get("route"), "path", None)
             path = str(route or scope["path"])
-            metrics = self._metrics_of.get(path, self._metrics_of["other"])
-            metrics.observe(status, time.perf_counter() - started)
+            answered = self._answered_at.get(path, self._answered_at["other"])
+            answered.end(began, status, scope["method"], scope["path"], asked)
 
     @contextlib.asynccontextmanager
     async def _open_model(self, _: FastAPI) -> AsyncIterator[None]:
@@ -200,7 +206,7 @@ class App(FastAPI):
         """Answer with this model from now on."""
         contract = model.contract
         self._runner.serve(model)
-        self._metrics.model_loaded(self._settings.mode, contract)
+        self._metrics.model_loaded(self._settings.mode, contract, model.load_seconds)
         self.openapi_schema = None
         self.version, self.summary = contract.version, contract.purpose
         logs.info(

@@ -7,7 +7,6 @@ documented in /openapi.json all the same.
 
 import asyncio
 import json
-import time
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
@@ -15,9 +14,9 @@ from typing import NamedTuple
 from starlette.types import Message, Receive, Scope, Send
 
 from serving import logs
+from serving.answered import REQUEST_ID, TRACEPARENT, Answered, request_id
 from serving.encoding import decoded, encoded, is_worth
 from serving.errors import RequestError
-from serving.metrics import EndpointMetrics
 
 Headers = list[tuple[bytes, bytes]]
 _JSON = (b"content-type", b"application/json")
@@ -44,6 +43,19 @@ class Answer(NamedTuple):
     json_bytes: int | None = None
 
 
+class Head(NamedTuple):
+    """What the headers of a request say.
+
+    length: of the body, 0 where that is not said. json_bytes: as Call has it, not read yet.
+    """
+
+    request_id: bytes
+    length: int
+    encoding: bytes
+    accepted: bytes
+    json_bytes: bytes | None
+
+
 class ClientDisconnected(Exception):  # noqa: N818 - nobody's error
     """The client went away before its request was complete."""
 
@@ -57,55 +69,49 @@ class Endpoint:
     def __init__(
         self,
         answer: Callable[[Call], Awaitable[Answer]],
-        metrics: EndpointMetrics,
+        answered: Answered,
         *,
         max_body_bytes: int,
     ) -> None:
         self._answer = answer
-        self._metrics = metrics
+        self._answered = answered
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        started = time.perf_counter()
+        began = self._answered.begin()
+        method, path, head = scope["method"], scope["path"], _head(scope["headers"])
         try:
-            status, headers, body = await self._respond(scope, receive)
+            status, headers, body = await self._respond(method, path, head, receive)
         except ClientDisconnected:
+            self._answered.abandon()
             return
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
-            refused = _refusal(scope["path"], error)
+            refused = _refusal(path, head.request_id, error)
             status, body = refused.status, error_body(refused.message)
             headers = [_JSON, *_encoded(refused.headers)]
-        headers.append((b"content-length", b"%d" % len(body)))
+        headers += ((b"content-length", b"%d" % len(body)), (REQUEST_ID, head.request_id))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-        self._metrics.observe(status, time.perf_counter() - started)
+        self._answered.end(began, status, method, path, head.request_id)
 
-    async def _respond(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
-        if scope["method"] != "POST":
-            raise method_not_allowed(scope["path"], scope["method"], "POST")
-        length, encoding, accepted, json_bytes = 0, b"", b"", None
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                # The server has checked that it is a number.
-                length = int(value)
-            elif name == b"accept-encoding":
-                accepted = value
-            elif name == b"content-encoding":
-                encoding = value
-            elif name == _JSON_BYTES:
-                json_bytes = _count(value)
+    async def _respond(
+        self, method: str, path: str, head: Head, receive: Receive
+    ) -> tuple[int, Headers, bytes]:
+        if method != "POST":
+            raise method_not_allowed(path, method, "POST")
 
         async def read() -> bytes:
-            body = await read_body(receive, length, self._max_body_bytes)
-            return decoded(body, encoding, self._max_body_bytes) if encoding else body
+            body = await read_body(receive, head.length, self._max_body_bytes)
+            return decoded(body, head.encoding, self._max_body_bytes) if head.encoding else body
 
-        headers, body, json_bytes = await self._answer(Call(scope["path"], read, json_bytes))
+        announced = None if head.json_bytes is None else _count(head.json_bytes)
+        headers, body, json_bytes = await self._answer(Call(path, read, announced))
         if json_bytes is None:
             headers = [_JSON, *headers]
         else:
             headers = [_BINARY, (_JSON_BYTES, b"%d" % json_bytes), *headers]
-        if accepted and is_worth(body, accepted):
+        if head.accepted and is_worth(body, head.accepted):
             body, more = await encoded(body)
             headers += more
         return 200, headers, body
@@ -144,7 +150,27 @@ def method_not_allowed(path: str, method: str, allowed: str) -> RequestError:
     return RequestError(405, f"{path}: expected {allowed}, got {method}", {"allow": allowed})
 
 
-def _refusal(path: str, error: BaseException) -> RequestError:
+def _head(headers: Headers) -> Head:
+    length, encoding, accepted, given, traceparent = 0, b"", b"", b"", b""
+    json_bytes: bytes | None = None
+    for name, value in headers:
+        if name == b"content-length":
+            # The server has checked that it is a number.
+            length = int(value)
+        elif name == b"accept-encoding":
+            accepted = value
+        elif name == b"content-encoding":
+            encoding = value
+        elif name == REQUEST_ID:
+            given = value
+        elif name == TRACEPARENT:
+            traceparent = value
+        elif name == _JSON_BYTES:
+            json_bytes = value
+    return Head(request_id(given, traceparent), length, encoding, accepted, json_bytes)
+
+
+def _refusal(path: str, asked: bytes, error: BaseException) -> RequestError:
     """Return what a client is told. Raises what is not for clients: the end of the process."""
     if isinstance(error, RequestError):
         return error
@@ -154,7 +180,13 @@ def _refusal(path: str, error: BaseException) -> RequestError:
         raise error
     # Where it failed, not what was said: onnxruntime's words may hold an input's values.
     frames = [" ".join(frame.split()) for frame in traceback.format_tb(error.__traceback__)]
-    logs.error("request_failed", endpoint=path, error=type(error).__name__, frames=frames)
+    logs.error(
+        "request_failed",
+        endpoint=path,
+        request_id=asked.decode(),
+        error=type(error).__name__,
+        frames=frames,
+    )
     return RequestError(500, "internal error")
 
 

@@ -16,7 +16,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -25,13 +30,20 @@ from serving.shared import Shared
 from serving.source import Current
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx")
 
 
 class EndpointMetrics:
-    """The metrics of one endpoint, each child looked up beforehand."""
+    """The metrics of one endpoint, each child looked up beforehand.
 
-    def __init__(self, endpoint: str, requests: Counter, duration: Histogram) -> None:
+    in_flight: of all endpoints together.
+    """
+
+    def __init__(
+        self, endpoint: str, requests: Counter, duration: Histogram, in_flight: Gauge
+    ) -> None:
+        self.in_flight = in_flight
         self._by_class = [requests.labels(endpoint, status) for status in _STATUS_CLASSES]
         self._duration = duration.labels(endpoint)
 
@@ -56,6 +68,12 @@ class Following(Collector):
         moves.add_metric(["success"], now.moves)
         moves.add_metric(["failure"], now.failures)
         yield moves
+        yield SummaryMetricFamily(
+            "model_reload_seconds",
+            "Time to pull and verify what the alias names, where it came to be served.",
+            count_value=now.moves,
+            sum_value=now.moves_seconds,
+        )
         yield GaugeMetricFamily(
             "model_alias_read_timestamp_seconds",
             "When the alias was last read.",
@@ -87,6 +105,12 @@ class Metrics:
             registry=self._registry,
             buckets=_SECONDS,
         )
+        self._in_flight = Gauge(
+            "http_requests_in_flight",
+            "Requests that have come and are not answered yet, this one included.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self.inference_seconds = Histogram(
             "model_inference_seconds",
             "Time of one run of the model.",
@@ -102,6 +126,12 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._served: Gauge | None = None
+        self._load_seconds = Histogram(
+            "model_load_seconds",
+            "Time to open a model and run its golden rows, in each worker.",
+            registry=self._registry,
+            buckets=_LOAD_SECONDS,
+        )
         self.open_failures = Counter(
             "model_open_failures",
             "Times that a worker could not open what it was to serve.",
@@ -120,10 +150,11 @@ class Metrics:
 
     def endpoint(self, endpoint: str) -> EndpointMetrics:
         """Return the metrics of an endpoint; to be kept, not asked for at each request."""
-        return EndpointMetrics(endpoint, self._requests, self._duration)
+        return EndpointMetrics(endpoint, self._requests, self._duration, self._in_flight)
 
-    def model_loaded(self, mode: str, contract: Contract) -> None:
-        """Say which model this process serves from now on."""
+    def model_loaded(self, mode: str, contract: Contract, seconds: float) -> None:
+        """Say which model this process serves from now on, and how long it took to open it."""
+        self._load_seconds.observe(seconds)
         if self._served is not None:
             self._served.set(0)
         self._served = self._model_info.labels(

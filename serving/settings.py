@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged"
     )
+    access_log: bool = Field(
+        False,  # noqa: FBT003 - it is the default
+        description="log each request; without it, those that failed by the server's fault",
+    )
     contract_sha256: Sha256 | None = Field(
         None, description="refuse to start unless contract.json has this sha256"
     )

@@ -18,8 +18,9 @@ class Current(msgspec.Struct, frozen=True):
 
     trying: the version that is being pulled and verified. refused: one that could not be,
     for the reason `refusal`, refusals times in a row. unread: why the alias could not be
-    read. moves, failures: how often in all following it succeeded and failed. polled_at:
-    when the alias was last read, in seconds since 1970.
+    read. moves, failures: how often in all following it succeeded and failed; moves_seconds:
+    how long the successes took together. polled_at: when the alias was last read, in seconds
+    since 1970.
     """
 
     version: str
@@ -31,6 +32,7 @@ class Current(msgspec.Struct, frozen=True):
     unread: str | None = None
     moves: int = 0
     failures: int = 0
+    moves_seconds: float = 0
     polled_at: float = 0
 
     @property

@@ -187,6 +187,8 @@ def test_under_load_no_request_notices_fifty_moves(
     assert asked > 50 * CONNECTIONS
     assert server.metric('model_reloads_total{outcome="success"}') == 51
     assert server.metric('model_reloads_total{outcome="failure"}') == 0
+    assert server.metric("model_reload_seconds_count") == 51
+    assert 0 < server.metric("model_reload_seconds_sum") < 600
 
 
 def test_memory_does_not_grow_with_swaps(

@@ -146,6 +146,8 @@ def test_metrics_count_what_was_asked(server: Start, workers: str) -> None:
     assert counted["http_request_duration_seconds_count", "/predict"] == 21
     assert counted["model_inference_seconds_count",] == 21
     assert counted["model_rows_total",] == 41
+    assert counted["model_load_seconds_count",] == int(workers)
+    assert 0 < counted["model_load_seconds_sum",] < 10
 
 
 def test_metrics_name_the_model(server: Start, mode: str, store: Path) -> None:
