@@ -32,13 +32,13 @@ class Answered:
 
     def begin(self) -> float:
         """Note that a request came, and return when."""
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight.add(1)
         return time.perf_counter()
 
     def end(self, began: float, status: int, method: str, path: str, request_id: bytes) -> None:
         """Note with which status a request was answered."""
         seconds = time.perf_counter() - began
-        self._metrics.in_flight.dec()
+        self._metrics.in_flight.add(-1)
         self._metrics.observe(status, seconds)
         if self._access_log or status >= 500:
             (logs.error if status >= 500 else logs.info)(
@@ -52,7 +52,7 @@ class Answered:
 
     def abandon(self) -> None:
         """Note that the client went away before it was answered."""
-        self._metrics.in_flight.dec()
+        self._metrics.in_flight.add(-1)
 
 
 def request_id(given: bytes, traceparent: bytes) -> bytes:

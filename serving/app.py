@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import infer, logs, routes
 from serving.answered import REQUEST_ID, Answered, request_id_in
 from serving.contract import Contract, ContractMismatch
+from serving.counters import Counters
 from serving.endpoint import Answer, Call, Endpoint
 from serving.environment import other_versions
 from serving.infer import Infer
@@ -36,6 +37,8 @@ from serving.shared import Shared
 from serving.source import Current
 from serving.verify import verify_files
 
+# For workers that are being replaced.
+_SPARE_ROWS = 8
 _PAUSE_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
 _DESCRIPTION = 'Rows in, rows out. Errors are `{"error": …}`; 4xx is the client\'s mistake.'
@@ -44,8 +47,9 @@ _DESCRIPTION = 'Rows in, rows out. Errors are `{"error": …}`; 4xx is the clien
 class App(FastAPI):
     """A FastAPI application that looks at the path before anything else.
 
-    current: what all its workers serve. any_ready: whether one of them was ready once.
-    startup_failure: why the model cannot be served, as text, once that is known.
+    current: what all its workers serve. counters: where they count. any_ready: whether one
+    of them was ready once. startup_failure: why the model cannot be served, as text, once
+    that is known.
     """
 
     def __init__(
@@ -65,7 +69,8 @@ class App(FastAPI):
         self.startup_failure: str | None = None
         self._settings = settings
         self._verified = contract
-        self._metrics = Metrics(self.current if follows else None)
+        self.counters = Counters(settings.workers + _SPARE_ROWS)
+        self._metrics = Metrics(self.counters, self.current if follows else None)
         self._runner = Runner(self._metrics)
         self._reloader = None
         if follows:
@@ -181,7 +186,7 @@ class App(FastAPI):
             if not self.any_ready.get():
                 self.startup_failure = failure
                 raise
-            self._metrics.open_failures.inc()
+            self._metrics.open_failures.add(1)
             if failure != self.startup_failure:
                 logs.error("model_not_opened", version=current.version, reason=failure)
             self.startup_failure = failure

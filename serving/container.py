@@ -4,19 +4,13 @@ Imported before anything else, so it imports nothing that takes time.
 """
 
 import os
-import shutil
 import signal
 
 
-def exit_at_once_on_term(removing: str | None = None) -> None:
-    """Let TERM and INT end this process until the server takes them over: nothing is lost yet.
-
-    removing: a folder that must not be left behind then.
-    """
+def exit_at_once_on_term() -> None:
+    """Let TERM and INT end this process until the server takes them over: nothing is lost yet."""
 
     def end(*_: object) -> None:
-        if removing is not None:
-            shutil.rmtree(removing, ignore_errors=True)
         os._exit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):

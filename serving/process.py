@@ -3,15 +3,11 @@
 Settings are read before anything slow is imported, so that a wrong one is said at once.
 """
 
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from typing import TypeVar
 
 from serving import logs
-from serving.container import exit_at_once_on_term, shared_memory
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
 from serving.settings import Settings
@@ -27,22 +23,13 @@ def run(settings_type: type[AnySettings], find: Callable[[AnySettings], Source])
     Returns the exit status. What an operator can mend is said in one message with every
     mistake, without a traceback.
     """
-    metrics_dir = None
     try:
         settings = settings_type.from_environment()
         logs.configure(settings.log_level)
         source = find(settings)
-        if settings.workers > 1:
-            # Read by prometheus_client when it is first imported, which is below.
-            metrics_dir = tempfile.mkdtemp(prefix="metrics-", dir=shared_memory())
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-            exit_at_once_on_term(removing=metrics_dir)
         from serving.server import serve  # noqa: PLC0415 - takes a second; see above
 
         return serve(settings, source)
     except (StartupError, ContractMismatch) as error:
         print(f"{settings_type.mode} does not start. {error}", file=sys.stderr)  # noqa: T201
         return 1
-    finally:
-        if metrics_dir:
-            shutil.rmtree(metrics_dir, ignore_errors=True)

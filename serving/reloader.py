@@ -87,7 +87,7 @@ class Reloader:
 
     def _note_failure(self, now: Current, error: Exception) -> None:
         self._not_before = time.monotonic() + min(_LONGEST_PAUSE_SECONDS, 2.0**self._failures)
-        self._metrics.open_failures.inc()
+        self._metrics.open_failures.add(1)
         why = error.differences if isinstance(error, ContractMismatch) else [type(error).__name__]
         self._failure = f"{now.version}: {'; '.join(why)}"
         if self._failures == 1:

@@ -55,19 +55,24 @@ class Runner:
         """
         rows = rows_in(inputs) if model.contract.batches else 1
         if model.seconds_per_row * rows < _INLINE_SECONDS:
-            return self._timed(model, inputs, outputs, rows)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._timed, model, inputs, outputs, rows)
+            answered, seconds = _timed(model, inputs, outputs)
+        else:
+            loop = asyncio.get_running_loop()
+            answered, seconds = await loop.run_in_executor(
+                self._thread, _timed, model, inputs, outputs
+            )
+        self._metrics.inference_seconds.observe(seconds)
+        self._metrics.rows.add(rows)
+        return answered
 
     def close(self) -> None:
         """Wait for the runs under way and end the thread."""
         self._thread.shutdown()
 
-    def _timed(
-        self, model: Model, inputs: dict[str, Array], outputs: Sequence[str], rows: int
-    ) -> list[Array]:
-        started = time.perf_counter()
-        answered = model.run(inputs, outputs)
-        self._metrics.inference_seconds.observe(time.perf_counter() - started)
-        self._metrics.rows.inc(rows)
-        return answered
+
+def _timed(
+    model: Model, inputs: dict[str, Array], outputs: Sequence[str]
+) -> tuple[list[Array], float]:
+    started = time.perf_counter()
+    answered = model.run(inputs, outputs)
+    return answered, time.perf_counter() - started

@@ -21,7 +21,6 @@ import uvicorn
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
-from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
@@ -128,7 +127,7 @@ class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no type
             "control_socket_disable": True,
             "worker_tmp_dir": shared_memory(),
             "when_ready": self._say_where,
-            "child_exit": _forget_metrics,
+            "child_exit": _give_back_row,
         }
         for name, value in chosen.items():
             self.cfg.set(name, value)
@@ -154,6 +153,11 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
 
     _follower: Child | None = None
     _follower_started = 0.0
+
+    def __init__(self, app: Application) -> None:
+        # In which row of the counters each worker counts, by its pid.
+        self._rows: dict[int, int] = {}
+        super().__init__(app)
 
     def manage_workers(self) -> None:
         """Keep the workers and what they follow alive; called every second."""
@@ -186,8 +190,9 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
     def spawn_worker(self) -> Any:
         """Fork with TERM held back: one that came before the child could heed it would be lost."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        row = self.app.callable.counters.take_row()
         try:
-            return super().spawn_worker()
+            pid: int = super().spawn_worker()
         except SystemExit as ended:
             # The child's end: what the master does at its own end is not for the child.
             status = ended.code if isinstance(ended.code, int) else 1
@@ -195,8 +200,16 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
                 # For gunicorn that is a reason to end the healthy workers, too.
                 status = 1
             os._exit(status)
+        else:
+            self._rows[pid] = row
+            return pid
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+
+    def give_back_row(self, pid: int) -> None:
+        """Let the next worker count on where one that ended did."""
+        if (row := self._rows.pop(pid, None)) is not None:
+            self.app.callable.counters.give_back(row)
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
         """Stop, after a failed start with what the worker said last on stderr."""
@@ -373,9 +386,8 @@ class DrainingProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def _forget_metrics(_: Arbiter, worker: Worker) -> None:
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        mark_process_dead(worker.pid)
+def _give_back_row(master: Master, worker: Worker) -> None:
+    master.give_back_row(worker.pid)
 
 
 def _url(host: str, port: int) -> str:
