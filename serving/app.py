@@ -71,7 +71,7 @@ class App(FastAPI):
         self._verified = contract
         self.counters = Counters(settings.workers + _SPARE_ROWS)
         self._metrics = Metrics(self.counters, self.current if follows else None)
-        self._runner = Runner(self._metrics)
+        self._runner = Runner(self._metrics, max_rows=settings.max_batch_rows)
         self._reloader = None
         if follows:
             self._reloader = Reloader(
@@ -117,6 +117,10 @@ class App(FastAPI):
             await hot(scope, receive, send)
         else:
             await self._counted(super().__call__, scope, receive, send)
+
+    def tell_under_way(self, under_way: Callable[[], int]) -> None:
+        """Let the runner know how many requests of this worker have come, looked at or not."""
+        self._runner.under_way = under_way
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, the hot endpoints described by the contract's rules."""

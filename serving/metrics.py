@@ -23,6 +23,7 @@ from serving.shared import Shared
 from serving.source import Current
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx")
 
@@ -57,6 +58,8 @@ class Metrics(Collector):
         self._in_flight = Number(counters, gauge=True)
         self._load_seconds = Distribution(counters, _LOAD_SECONDS)
         self.inference_seconds = Distribution(counters, _SECONDS)
+        self.batch_rows = Distribution(counters, _ROWS)
+        self.queue_seconds = Distribution(counters, _SECONDS)
         self.rows = Number(counters)
         self.open_failures = Number(counters)
         self.degraded = Number(counters, gauge=True)
@@ -120,6 +123,12 @@ class Metrics(Collector):
     def _of_the_model(self) -> Iterator[Metric]:
         yield _histogram(
             "model_inference_seconds", "Time of one run of the model.", self.inference_seconds
+        )
+        yield _histogram("model_batch_rows", "Rows of one run of the model.", self.batch_rows)
+        yield _histogram(
+            "model_queue_seconds",
+            "Time that a request waited for a run that it shares with others.",
+            self.queue_seconds,
         )
         yield CounterMetricFamily(
             "model_rows", "Rows the model predicted.", value=self.rows.total()

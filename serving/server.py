@@ -275,6 +275,7 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
         self.config.app = app
         server = DrainingServer(self.config, self.cfg.graceful_timeout)
         self._server = server
+        app.tell_under_way(server.server_state.tasks.__len__)
         # gunicorn's master passes INT on as QUIT.
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.stop)
         heartbeat = asyncio.create_task(self._beat_until_started(server))
