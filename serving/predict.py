@@ -40,7 +40,6 @@ def rows_of(model: Model, *, needs_labels: bool) -> Rows:
     """Return a model's codec. Raises RequestError 404 when it cannot answer this path."""
     if model.rows is None:
         raise RequestError(404, str(why_no_rows(model.contract)))
-    prediction = model.contract.prediction
-    if needs_labels and not (prediction.labels and len(prediction.shape) > 1):
+    if needs_labels and not model.rows.has_labels:
         raise no_labels(model.contract)
     return model.rows

@@ -60,6 +60,8 @@ class Rows:
         self._encoder = msgspec.json.Encoder()
         self._prediction = contract.outputs.index(contract.prediction)
         self._labels = np.array(contract.prediction.labels, dtype=object)
+        # Whether each row has a label: a classifier whose rows are more than one number.
+        self.has_labels = len(self._labels) > 0 and len(contract.prediction.shape) > 1
         self._same_sizes = _same_sizes(self._tensor)
 
     def decode(self, body: bytes) -> dict[str, Array]:

@@ -59,6 +59,7 @@ class Runner:
         self.degraded: str | None = None
         self.under_way: Callable[[], int] = lambda: 1
         self._model: Model | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._max_rows = max_rows
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._metrics = metrics
@@ -74,8 +75,13 @@ class Runner:
         return self._model
 
     def serve(self, model: Model) -> None:
-        """Answer with this model from now on; requests under way keep the one they began with."""
+        """Answer with this model from now on; requests under way keep the one they began with.
+
+        Called on the event loop that they run on.
+        """
         self._model = model
+        # Python 3.11 asks the kernel for the process each time that it is asked for the loop.
+        self._loop = asyncio.get_running_loop()
 
     @property
     def ready(self) -> bool:
@@ -94,10 +100,9 @@ class Runner:
         if self._is_alone() and model.seconds_per_row * rows < _INLINE_SECONDS:
             self._metrics.queue_seconds.observe(0)
             return self._timed(model, inputs, outputs, rows)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[Array]] = loop.create_future()
+        answer: asyncio.Future[list[Array]] = self._loop.create_future()
         self._waiting.append(Waiting(model, inputs, outputs, rows, answer, time.perf_counter()))
-        self._schedule(loop)
+        self._schedule()
         return await answer
 
     def close(self) -> None:
@@ -111,16 +116,17 @@ class Runner:
     async def _run_alone(self, model: Model, inputs: Inputs, outputs: Sequence[str]) -> list[Array]:
         if model.seconds_per_row < _INLINE_SECONDS:
             return self._timed(model, inputs, outputs, 1)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._timed, model, inputs, outputs, 1)
+        return await self._loop.run_in_executor(
+            self._thread, self._timed, model, inputs, outputs, 1
+        )
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _schedule(self) -> None:
         if self._waiting and not self._scheduled and not self._busy:
             self._scheduled = True
             # After all that is ready in this turn, so that it is in the batch.
-            loop.call_soon(self._run_batch, loop)
+            self._loop.call_soon(self._run_batch)
 
-    def _run_batch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run_batch(self) -> None:
         """Run what has gathered, as much of it as one run may have."""
         self._scheduled = False
         batch = self._next_batch()
@@ -128,15 +134,15 @@ class Runner:
         if batch[0].model.seconds_per_row * rows < _INLINE_SECONDS:
             self._answer(batch, rows)
             # What is left waits for another turn: health is asked in between.
-            self._schedule(loop)
+            self._schedule()
             return
         self._busy = True
-        running = loop.run_in_executor(self._thread, self._answers, batch, rows)
+        running = self._loop.run_in_executor(self._thread, self._answers, batch, rows)
 
         def ran(done: asyncio.Future[list[list[Array] | BaseException]]) -> None:
             self._busy = False
             _tell(batch, done.result())
-            self._schedule(loop)
+            self._schedule()
 
         running.add_done_callback(ran)
 

@@ -29,9 +29,9 @@ class Served:
         self.model = dataclasses.replace(opened, seconds_per_row=seconds_per_row)
         self.metrics = Metrics(Counters(1))
         self.runner = Runner(self.metrics, max_rows=MAX_ROWS)
-        self.runner.serve(self.model)
 
     async def ask(self, rows: Array) -> list[Array]:
+        self.runner.serve(self.model)
         (name,) = (tensor.name for tensor in self.model.contract.inputs)
         return await self.runner.run(self.model, {name: rows}, self.model.output_names)
 
