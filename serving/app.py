@@ -137,8 +137,7 @@ class App(FastAPI):
     def _hot_endpoint(self, path: str) -> Endpoint | None:
         if hot := self._hot.get(path):
             return hot
-        is_infer = path.startswith(infer.PREFIX) and path.endswith(infer.SUFFIX)
-        return self._infer if is_infer else None
+        return self._infer if infer.is_infer(path) else None
 
     async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Note a request that FastAPI answers; a path that is none of ours is `other`."""

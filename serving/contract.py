@@ -238,10 +238,9 @@ class Contract(Part):
     def sample(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the first golden row, inputs and outputs as nested lists by name.
 
-        All rows where some tensor's first dimension is fixed: such a run cannot be cut.
+        All of them where a row is not answered by itself: such a run cannot be cut.
         """
-        tensors = (*self.required_inputs, *self.outputs)
-        if any(not tensor.shape or isinstance(tensor.shape[0], int) for tensor in tensors):
+        if not self.batches:
             return self.golden.inputs, self.golden.outputs
         inputs, outputs = (
             {name: rows[:1] for name, rows in golden.items()}
@@ -322,9 +321,9 @@ def arrays(tensors: tuple[Tensor, ...], nested: Mapping[str, Any]) -> dict[str, 
 
 
 def _sizes(tensor: Tensor, array: Array) -> list[int]:
-    """Return the shape of an array without values: the contract's, where it is fixed."""
-    sizes = [size for size in tensor.shape if isinstance(size, int)]
-    return sizes if len(sizes) == len(tensor.shape) and 0 in sizes else list(array.shape)
+    """Return the shape of an array without values: what lists cannot say is the contract's."""
+    unsaid = [size if isinstance(size, int) else 0 for size in tensor.shape[array.ndim :]]
+    return [*array.shape, *unsaid]
 
 
 def nested_lists(array: Array) -> Any:

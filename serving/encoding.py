@@ -14,6 +14,8 @@ _WORTH_BYTES = 1024
 # Beyond it the event loop would be held up for a millisecond and more.
 _INLINE_BYTES = 1 << 15
 _FASTEST = 1
+# What is left is copied for each part.
+_MOST_PARTS = 16
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _ENCODED = ((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
 
@@ -33,8 +35,11 @@ def decoded(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
             f"Content-Encoding: expected gzip or deflate, got {encoding.decode('latin-1')}",
             {"accept-encoding": "gzip, deflate"},
         )
-    pieces, size = [], 0
+    pieces: list[bytes] = []
+    size = 0
     while body:
+        if len(pieces) == _MOST_PARTS:
+            raise RequestError(400, f"body: expected at most {_MOST_PARTS} parts of gzip, got more")
         decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
         try:
             pieces.append(decompressor.decompress(body, max_bytes - size + 1))

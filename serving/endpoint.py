@@ -27,12 +27,12 @@ _JSON_BYTES = b"inference-header-content-length"
 class Call(NamedTuple):
     """A request, its body not read yet.
 
-    json_bytes: how many bytes of the body are JSON, None where that is not said.
+    json_bytes: what it says of how many bytes of the body are JSON, None where it does not.
     """
 
     path: str
     read: Callable[[], Awaitable[bytes]]
-    json_bytes: int | None
+    json_bytes: bytes | None
 
 
 class Answer(NamedTuple):
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 class Head(NamedTuple):
     """What the headers of a request say.
 
-    length: of the body, 0 where that is not said. json_bytes: as Call has it, not read yet.
+    length: of the body, 0 where that is not said. json_bytes: as Call has it.
     """
 
     request_id: bytes
@@ -105,8 +105,7 @@ class Endpoint:
             body = await read_body(receive, head.length, self._max_body_bytes)
             return decoded(body, head.encoding, self._max_body_bytes) if head.encoding else body
 
-        announced = None if head.json_bytes is None else _count(head.json_bytes)
-        headers, body, json_bytes = await self._answer(Call(path, read, announced))
+        headers, body, json_bytes = await self._answer(Call(path, read, head.json_bytes))
         if json_bytes is None:
             headers = [_JSON, *headers]
         else:
@@ -188,15 +187,6 @@ def _refusal(path: str, asked: bytes, error: BaseException) -> RequestError:
         frames=frames,
     )
     return RequestError(500, "internal error")
-
-
-def _count(value: bytes) -> int:
-    if not value.isdigit():
-        came = value.decode("latin-1")[:40]
-        raise RequestError(
-            400, f"Inference-Header-Content-Length: expected bytes of JSON, got {came!r}"
-        )
-    return int(value)
 
 
 def _body(message: Message) -> bytes:

@@ -11,6 +11,17 @@ from serving.runner import Runner
 PREFIX, SUFFIX = "/v2/models/", "/infer"
 # As which its metrics are counted, whatever the name in the path.
 ENDPOINT = f"{PREFIX}{{name}}{SUFFIX}"
+_MOST_DIGITS = 18
+
+
+def is_infer(path: str) -> bool:
+    """Tell whether a path is one of these; `infer` may be a model's name or version, too."""
+    return (
+        path.startswith(PREFIX)
+        and path.endswith(SUFFIX)
+        and len(path) > len(PREFIX) + len(SUFFIX)
+        and not path.endswith(f"/versions{SUFFIX}")
+    )
 
 
 class Infer:
@@ -24,7 +35,8 @@ class Infer:
         model = self._runner.model
         check_name(model, call.path[len(PREFIX) : -len(SUFFIX)])
         body = await call.read()
-        asked = model.tensors.decode(body, call.json_bytes)
+        json_bytes = None if call.json_bytes is None else _count(call.json_bytes)
+        asked = model.tensors.decode(body, json_bytes)
         outputs = await self._runner.run(model, asked.inputs, asked.outputs)
         return Answer(model.headers, *model.tensors.encode(asked, outputs))
 
@@ -40,3 +52,12 @@ def check_name(model: Model, named: str) -> None:
             404, f"/v2/models/{named[:200]}: no such model; this server serves {name}, version "
             f"{version}",
         )  # fmt: skip
+
+
+def _count(value: bytes) -> int:
+    if not value.isdigit() or len(value) > _MOST_DIGITS:
+        came = value.decode("latin-1")[:40]
+        raise RequestError(
+            400, f"Inference-Header-Content-Length: expected bytes of JSON, got {came!r}"
+        )
+    return int(value)

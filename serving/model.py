@@ -34,7 +34,8 @@ class Model:
     codec of the Open Inference Protocol. paths: what the model is called in that one's paths.
     headers: what every prediction carries, so that an answer says which model made it.
     contract_sha256: of contract.json; with an image it is what a release is.
-    seconds_per_row: what one golden row cost in this process, the session being warm.
+    seconds_per_value: what one value of the golden inputs cost in this process, the session
+    being warm.
     """
 
     directory: Path
@@ -45,7 +46,7 @@ class Model:
     paths: frozenset[str]
     headers: list[tuple[bytes, bytes]]
     contract_sha256: str
-    seconds_per_row: float
+    seconds_per_value: float
     loaded_at: datetime
     load_seconds: float
 
@@ -70,7 +71,7 @@ class Model:
                 (b"model-sha256", contract.model.sha256.encode()),
             ],
             contract_sha256=sha256_of(directory / CONTRACT_FILE),
-            seconds_per_row=_seconds_per_row(contract, session),
+            seconds_per_value=_seconds_per_value(contract, session),
             loaded_at=datetime.now(UTC),
             load_seconds=time.perf_counter() - started,
         )
@@ -97,13 +98,18 @@ class Model:
         return [output.name for output in self.contract.outputs]
 
 
-def _seconds_per_row(contract: Contract, session: onnxruntime.InferenceSession) -> float:
-    """Run the golden rows, which ran once already, and share the time among them."""
+def _seconds_per_value(contract: Contract, session: onnxruntime.InferenceSession) -> float:
+    """Run the golden rows, which ran once already, and share the time among their values."""
     inputs = contract.golden_inputs()
     # Of this thread alone: a model may be opened while another one answers requests.
     started = time.thread_time()
     session.run(None, inputs)
-    return (time.thread_time() - started) / (rows_in(inputs) if contract.batches else 1)
+    return (time.thread_time() - started) / values_in(inputs)
+
+
+def values_in(inputs: Mapping[str, Array]) -> int:
+    """Return how many values are asked for, at least 1."""
+    return max(1, sum(array.size for array in inputs.values()))
 
 
 def rows_in(inputs: Mapping[str, Array]) -> int:

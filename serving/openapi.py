@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.contract import Contract
+from serving.contract import Contract, arrays
 from serving.infer import PREFIX, SUFFIX
 from serving.model import Model
 from serving.rows import Rows
@@ -92,8 +92,10 @@ def _operation(rows: Rows, example: Any, summary: str, item: dict[str, Any]) -> 
 def _infer(contract: Contract, tensors: Tensors) -> dict[str, Any]:
     """Return the description of the inference endpoint of the Open Inference Protocol."""
     content: dict[str, Any] = {"schema": tensors.schema()}
-    sample = {name: np.asarray(values) for name, values in contract.sample()[0].items()}
-    if sum(array.size for array in sample.values()) <= _LARGEST_EXAMPLE:
+    sample = arrays(contract.inputs, contract.sample()[0])
+    small = sum(array.size for array in sample.values()) <= _LARGEST_EXAMPLE
+    # JSON has no word for what is no number.
+    if small and all(np.isfinite(one).all() for one in sample.values() if one.dtype.kind == "f"):
         content["example"] = {
             "inputs": [
                 {

@@ -28,8 +28,7 @@ def why_no_rows(contract: Contract) -> str | None:
     inputs = contract.required_inputs
     if len(inputs) == 1 and inputs[0].dtype != "string" and contract.prediction.dtype != "string":
         rows, predictions = inputs[0].shape[:1], contract.prediction.shape[:1]
-        dynamic = not any(isinstance(size, int) for size in rows + predictions)
-        if rows and predictions and (dynamic or rows == predictions):
+        if rows and predictions and (rows == predictions or _as_many(contract)):
             return None
     takes, gives = (
         ", ".join(f'"{tensor.name}" {tensor.signature}' for tensor in tensors)
@@ -40,6 +39,20 @@ def why_no_rows(contract: Contract) -> str | None:
         f"this model takes {takes or 'nothing'} and gives {gives}: "
         f"POST /v2/models/{contract.name}/infer"
     )
+
+
+def _as_many(contract: Contract) -> bool:
+    """Tell whether two dynamic dimensions of different names are of one size, as golden rows say.
+
+    One row would say nothing.
+    """
+    (given,), made = contract.required_inputs, contract.prediction
+    if isinstance(given.shape[0], int) or isinstance(made.shape[0], int):
+        return False
+    if None in {given.shape[0], made.shape[0]}:
+        return True
+    rows = contract.golden.inputs.get(given.name, ())
+    return len(rows) == len(contract.golden.outputs.get(made.name, ())) > 1
 
 
 class Rows:

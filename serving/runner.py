@@ -17,10 +17,14 @@ import numpy as np
 from serving.contract import Array
 from serving.errors import RequestError
 from serving.metrics import Metrics
-from serving.model import Model, rows_in
+from serving.model import Model, rows_in, values_in
 
 # A thread hop costs about 0.1 ms; a run below this is over before the hop is.
 _INLINE_SECONDS = 0.001
+
+# A model of which a run took that long is never run on the event loop again: what its golden rows
+# cost says nothing of what its values can make it do.
+_SLOW_SECONDS = 0.1
 
 Inputs = dict[str, Array]
 
@@ -33,6 +37,7 @@ class Waiting:
     inputs: Inputs
     outputs: Sequence[str]
     rows: int
+    values: int
     answer: asyncio.Future[list[Array]]
     since: float
 
@@ -59,6 +64,7 @@ class Runner:
         self.degraded: str | None = None
         self.under_way: Callable[[], int] = lambda: 1
         self._model: Model | None = None
+        self._slow: Model | None = None
         self._loop: asyncio.AbstractEventLoop
         self._max_rows = max_rows
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -94,14 +100,16 @@ class Runner:
         A run that would hold up the event loop goes to a thread of its own. What comes meanwhile,
         or in the same turn of the event loop, waits and shares the next run.
         """
+        rows, values = rows_in(inputs), values_in(inputs)
         if not model.contract.batches:
-            return await self._run_alone(model, inputs, outputs)
-        rows = rows_in(inputs)
-        if self._is_alone() and model.seconds_per_row * rows < _INLINE_SECONDS:
+            return await self._run_alone(model, inputs, outputs, values)
+        if self._is_alone() and self._is_short(model, values):
             self._metrics.queue_seconds.observe(0)
             return self._timed(model, inputs, outputs, rows)
         answer: asyncio.Future[list[Array]] = self._loop.create_future()
-        self._waiting.append(Waiting(model, inputs, outputs, rows, answer, time.perf_counter()))
+        self._waiting.append(
+            Waiting(model, inputs, outputs, rows, values, answer, time.perf_counter())
+        )
         self._schedule()
         return await answer
 
@@ -113,8 +121,14 @@ class Runner:
         """Tell whether no other request of this worker is under way: then there is none to join."""
         return not self._waiting and not self._busy and self.under_way() <= 1
 
-    async def _run_alone(self, model: Model, inputs: Inputs, outputs: Sequence[str]) -> list[Array]:
-        if model.seconds_per_row < _INLINE_SECONDS:
+    def _is_short(self, model: Model, values: int) -> bool:
+        """Tell whether a run of so many values may be made on the event loop."""
+        return model is not self._slow and model.seconds_per_value * values < _INLINE_SECONDS
+
+    async def _run_alone(
+        self, model: Model, inputs: Inputs, outputs: Sequence[str], values: int
+    ) -> list[Array]:
+        if self._is_short(model, values):
             return self._timed(model, inputs, outputs, 1)
         return await self._loop.run_in_executor(
             self._thread, self._timed, model, inputs, outputs, 1
@@ -131,7 +145,7 @@ class Runner:
         self._scheduled = False
         batch = self._next_batch()
         rows = sum(one.rows for one in batch)
-        if batch[0].model.seconds_per_row * rows < _INLINE_SECONDS:
+        if self._is_short(batch[0].model, sum(one.values for one in batch)):
             self._answer(batch, rows)
             # What is left waits for another turn: health is asked in between.
             self._schedule()
@@ -198,7 +212,10 @@ class Runner:
     ) -> list[Array]:
         started = time.perf_counter()
         answered = model.run(inputs, outputs)
-        self._metrics.inference_seconds.observe(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if seconds > _SLOW_SECONDS:
+            self._slow = model
+        self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_rows.observe(rows)
         self._metrics.rows.add(rows)
         return answered

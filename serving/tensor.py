@@ -34,6 +34,7 @@ DATATYPES: dict[Dtype, str] = {
     "string": "BYTES",
 }
 _NESTED = re.compile(rb"\s*\[\s*\[")
+_SHOWN_DIMENSIONS, _SHOWN_SIZE = 16, 1 << 62
 _LENGTH = struct.Struct("<I")
 
 # JSON Schema of the type below.
@@ -72,8 +73,13 @@ class TensorCodec:
         self._flat = msgspec.json.Decoder(flat)
         self._nested = msgspec.json.Decoder(nested)
 
-    def check(self, where: str, given: InputFields, sizes: dict[str, int]) -> None:
-        """Refuse another datatype or shape than the contract's. sizes: of named dimensions."""
+    def check(
+        self, where: str, given: InputFields, sizes: dict[str, int], *, most_values: int
+    ) -> None:
+        """Refuse another datatype or shape than the contract's.
+
+        sizes: of named dimensions. most_values: that there can be, were a size of 0 one of 1.
+        """
         if given.datatype != self._datatype:
             raise RequestError(
                 400, f"{where}: expected datatype {self._datatype}, got {given.datatype[:40]}"
@@ -86,13 +92,17 @@ class TensorCodec:
         ):
             raise RequestError(
                 400,
-                f"{where}: expected shape {dimensions(self._shape)}, got {dimensions(given.shape)}",
+                f"{where}: expected shape {dimensions(self._shape)}, got {_shown(given.shape)}",
+            )
+        if math.prod(size or 1 for size in given.shape) > most_values:
+            raise RequestError(
+                400, f"{where}: expected at most {most_values} values, got {_shown(given.shape)}"
             )
         for axis, name in self._named:
             if sizes.setdefault(name, given.shape[axis]) != given.shape[axis]:
                 raise RequestError(
                     400, f"{where}: expected shape {dimensions(self._shape)} with "
-                    f"{name} = {sizes[name]}, got {dimensions(given.shape)}",
+                    f"{name} = {sizes[name]}, got {_shown(given.shape)}",
                 )  # fmt: skip
 
     def from_json(self, where: str, given: InputFields) -> Array:
@@ -103,10 +113,15 @@ class TensorCodec:
             values = (self._nested if nested else self._flat).decode(data)
             # Ragged lists get this far.
             array = np.array(values, dtype=self._dtype)
-        except (ValueError, OverflowError, RecursionError) as error:
+        except OverflowError as error:
+            fitting = f"whole numbers that fit {self._datatype}"
+            raise RequestError(400, f"{where}.data: expected {fitting}, got others") from error
+        except (ValueError, RecursionError) as error:
             at, what = said(error)
+            if not isinstance(error, msgspec.DecodeError):
+                at, what = "", f"expected lists of shape {_shown(given.shape)}, got ragged ones"
             raise RequestError(400, f"{where}.data{at}: {what}") from error
-        if nested:
+        if nested and array.size:
             if array.shape != tuple(given.shape):
                 raise RequestError(
                     400, f"{where}.data: expected lists of shape {dimensions(given.shape)}, got "
@@ -114,10 +129,10 @@ class TensorCodec:
                 )  # fmt: skip
             return array
         count = math.prod(given.shape)
-        if len(array) != count:
+        if array.size != count:
             raise RequestError(
                 400, f"{where}.data: expected {count} values for shape "
-                f"{dimensions(given.shape)}, got {len(array)}",
+                f"{dimensions(given.shape)}, got {array.size}",
             )  # fmt: skip
         return array.reshape(given.shape)
 
@@ -126,7 +141,9 @@ class TensorCodec:
     ) -> Array:
         """Return the array of `size` bytes of a body. Little-endian, row major."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise RequestError(400, f"{where}: expected binary_data_size in bytes, got {size!r}")
+            raise RequestError(
+                400, f"{where}: expected binary_data_size in bytes, got {repr(size)[:40]}"
+            )
         if start + size > len(body):
             raise RequestError(
                 400,
@@ -157,7 +174,8 @@ class TensorCodec:
         shape = [1 if one_row and not at else size for at, size in enumerate(self._shape)]
         open_at = [at for at, size in enumerate(shape) if not isinstance(size, int)]
         known = math.prod(size for size in shape if isinstance(size, int))
-        count, rest = divmod(len(body), known * self._dtype.itemsize or 1)
+        size_bytes = known * self._dtype.itemsize
+        count, rest = divmod(len(body), size_bytes) if size_bytes else (1, len(body))
         if len(open_at) > 1 or rest or (not open_at and count != 1):
             raise RequestError(
                 400, f"{where}: expected the bytes of {self._datatype}{dimensions(shape)}, "
@@ -180,6 +198,13 @@ class TensorCodec:
                 "data": {"type": "array", "description": "nested as the shape, or flat"},
             },
         }
+
+
+def _shown(shape: list[int]) -> str:
+    """Return a client's shape for a person, of more dimensions than there are the number."""
+    if len(shape) > _SHOWN_DIMENSIONS or max(map(abs, shape), default=0) > _SHOWN_SIZE:
+        return f"one of {len(shape)} dimensions" if len(shape) > _SHOWN_DIMENSIONS else "a huge one"
+    return dimensions(shape)
 
 
 def _strings(where: str, data: bytes, count: int) -> Array:

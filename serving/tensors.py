@@ -20,8 +20,10 @@ from serving.errors import RequestError
 from serving.tensor import DATATYPES, PARAMETERS, InputFields, Parameters, TensorCodec, to_binary
 from serving.values import said
 
-# Parameters of Triton's extensions that ask for another answer than the tensors.
-_NOT_SERVED = ("classification", "shared_memory_region")
+# Parameters of Triton's extensions that would change what is inferred, or where it goes.
+_NOT_SERVED = ("classification", "shared_memory_region", "sequence_id")
+# More than a body has bytes can be in the shape of an empty tensor only.
+_EMPTY_VALUES = 1 << 16
 _SHOWN_NAMES = 10
 
 
@@ -152,12 +154,14 @@ class Tensors:
             if codec is None or one.name in inputs:
                 self._refuse_name(index, one.name)
             where = f'inputs[{index}] "{one.name}"'
-            codec.check(where, one, sizes)
+            codec.check(where, one, sizes, most_values=max(len(body), _EMPTY_VALUES))
             if self._max_rows is not None and one.shape[0] > self._max_rows:
                 raise RequestError(
                     413, f"{where}: expected at most {self._max_rows} rows, got {one.shape[0]}"
                 )
-            size = (one.parameters or {}).get("binary_data_size")
+            parameters = one.parameters or {}
+            _refuse_extensions(where, parameters)
+            size = parameters.get("binary_data_size")
             if (size is None) is (one.data is UNSET):
                 raise RequestError(
                     400, f'{where}: expected either "data" or binary_data_size, got '
@@ -185,6 +189,7 @@ class Tensors:
     def _asked_outputs(self, asked: _Body) -> tuple[list[str], frozenset[str]]:
         """Return the outputs that are asked for, in order, and those that are to be binary."""
         parameters = asked.parameters or {}
+        _refuse_extensions("parameters", parameters)
         default = _flag("parameters", parameters, "binary_data_output", default=False)
         if not asked.outputs:
             return self._outputs, frozenset(self._outputs if default else ())
@@ -197,8 +202,7 @@ class Tensors:
             if output.name in names:
                 raise RequestError(400, f"{where}: expected once, got it again")
             parameters = output.parameters or {}
-            if refused := [name for name in _NOT_SERVED if parameters.get(name)]:
-                raise RequestError(400, f"{where}: {refused[0]} is not served here")
+            _refuse_extensions(where, parameters)
             names.append(output.name)
             if _flag(where, parameters, "binary_data", default=default):
                 binary.add(output.name)
@@ -206,12 +210,12 @@ class Tensors:
 
     def _decode_raw(self, body: bytes) -> Request:
         """Return the request whose body is the binary data of the one input, of one row."""
-        (name, codec), *others = self._inputs.items()
-        if others:
+        if len(self._inputs) != 1:
             raise RequestError(
                 400, "Inference-Header-Content-Length: expected more than 0, got 0: only a model "
                 f"with one input takes a body without JSON, this one has {len(self._inputs)}",
             )  # fmt: skip
+        ((name, codec),) = self._inputs.items()
         array = codec.from_raw(f'"{name}"', body, one_row=self._contract.batches)
         return Request("", {name: array}, self._outputs, frozenset(self._outputs))
 
@@ -221,12 +225,18 @@ def _refuse(error: Exception) -> NoReturn:
     raise RequestError(400, f"{where or 'body'}: {what}") from error
 
 
+def _refuse_extensions(where: str, parameters: Parameters) -> None:
+    for name in _NOT_SERVED:
+        if parameters.get(name):
+            raise RequestError(400, f"{where}: {name} is not served here")
+
+
 def _flag(where: str, parameters: Parameters, name: str, *, default: bool) -> bool:
     flag = parameters.get(name)
     if flag is None:
         return default
     if not isinstance(flag, bool):
-        raise RequestError(400, f"{where}: expected {name} true or false, got {flag!r}")
+        raise RequestError(400, f"{where}: expected {name} true or false, got {repr(flag)[:40]}")
     return flag
 
 

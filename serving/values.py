@@ -19,8 +19,12 @@ def value_type(dtype: Dtype) -> Any:
     if numpy.kind == "b":
         return bool
     if numpy.kind == "f":
-        limit = float(np.finfo(numpy).max)
-        return Annotated[float, Meta(ge=-limit, le=limit)]
+        if dtype == "float64":
+            return float
+        # What is rounded to the largest number still fits it.
+        largest = np.finfo(numpy)
+        limit = float(largest.max) * (1 + float(largest.eps) / 4)
+        return Annotated[float, Meta(gt=-limit, lt=limit)]
     info = np.iinfo(numpy)
     # msgspec's bounds are int64; numpy refuses what is larger than a uint64.
     return Annotated[int, Meta(ge=int(info.min), le=int(info.max) if info.max < 2**63 else None)]
@@ -29,4 +33,6 @@ def value_type(dtype: Dtype) -> Any:
 def said(error: Exception) -> tuple[str, str]:
     """Return where a decoder found something wrong, such as `inputs[0]`, and what it said."""
     what, _, where = str(error).partition(" - at `$")
-    return where.rstrip("`").removeprefix("."), f"{what[:1].lower()}{what[1:]}"
+    # "JSON is malformed" stays as it is.
+    begins = what[:1].lower() if what[1:2].islower() else what[:1]
+    return where.rstrip("`").removeprefix("."), f"{begins}{what[1:]}"

@@ -42,6 +42,8 @@ _DTYPES: dict[str, Dtype] = {
     "tensor(double)": "float64",
     "tensor(string)": "string",
 }
+# What onnxruntime prints by itself may hold values of an input.
+onnxruntime.set_default_logger_severity(4)
 _OPTIONAL = re.compile(r"optional\((.*)\)")
 _CHUNK_BYTES = 1 << 20
 

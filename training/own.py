@@ -58,6 +58,7 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
         step.found = f"{path}, {len(model)} bytes"
     with steps.step("Open it with ONNX Runtime") as step:
         session = _open(path, model)
+        _refuse_unknown_ranks(path, model)
         inputs, outputs = _tensors(path, session)
         inputs, outputs = _with_state(inputs, state), _labelled(outputs, labels)
         step.found = f"{_signatures(inputs)} -> {_signatures(outputs)}"
@@ -170,6 +171,20 @@ def _tensors(
         return tensors_of(session)
     except ContractMismatch as mismatch:
         raise TrainingError(f"{path}: {'; '.join(mismatch.differences)}") from mismatch
+
+
+def _refuse_unknown_ranks(path: Path, model: bytes) -> None:
+    """Refuse inputs without a shape: onnxruntime shows them as scalars."""
+    unknown = [
+        f'"{value.name}"'
+        for value in onnx.load_model_from_string(model).graph.input
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    ]
+    if unknown:
+        raise TrainingError(
+            f"{path}: input {', '.join(unknown)} has no shape, expected one; a dimension may be "
+            "dynamic. Export it with one, or set it with onnx."
+        )
 
 
 def _with_state(inputs: tuple[Tensor, ...], state: str | None) -> tuple[Tensor, ...]:

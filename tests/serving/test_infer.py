@@ -98,7 +98,7 @@ def test_a_model_is_described_and_ready(pairs: httpx.Client, path: str) -> None:
     assert infer(pairs, both(), path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["pears", "pairs/versions/2", "pairs/versions", "pairs/1"])
+@pytest.mark.parametrize("path", ["pears", "pairs/versions/2", "pairs/1"])
 def test_another_model_or_version_is_404(pairs: httpx.Client, path: str) -> None:
     said = refused(infer(pairs, both(), path), 404)
 
@@ -199,6 +199,22 @@ def test_a_body_without_json_is_one_row_of_the_one_input(iris: httpx.Client) -> 
     assert refused(short) == '"input": expected the bytes of FP32[1,4], got 15 of them'
 
 
+def test_the_largest_number_is_taken_as_it_is_written(pairs: httpx.Client) -> None:
+    """Its shortest text, as numpy and Java print it, is a little more than it is."""
+    body = both()
+    body["inputs"][1]["data"] = [3.4028235e38, 1, 1, 1]
+
+    assert infer(pairs, body).json()["outputs"][0]["data"][0] == pytest.approx(3.4028235e38)
+
+
+def test_an_empty_tensor_may_not_be_of_any_size(pairs: httpx.Client) -> None:
+    """It would be an answer of megabytes to a request of bytes, or none that fits at all."""
+    for size in (10**7, 2**61, 2**70):
+        body = {"inputs": [tensor("left", LEFT) | {"shape": [0, 2], "data": []}]}
+        body["inputs"] += [tensor("right", RIGHT) | {"shape": [size, 2], "data": []}]
+        refused(infer(pairs, body))
+
+
 def test_a_body_without_json_is_not_for_two_inputs(pairs: httpx.Client) -> None:
     answer = pairs.post("/v2/models/pairs/infer", content=b"1234", headers={JSON_BYTES: "0"})
 
@@ -226,9 +242,21 @@ def test_a_body_without_json_is_not_for_two_inputs(pairs: httpx.Client) -> None:
         ),
         ({"data": [[1, 2], [3, "4"]]}, 'inputs[1] "right".data[1][1]: expected `float`, got `str`'),
         ({"data": [1, 2, None, 4]}, 'inputs[1] "right".data[2]: expected `float`, got `null`'),
-        ({"data": [1, 2, 3, 1e39]}, 'inputs[1] "right".data[3]: expected `float` <= 3.40'),
+        ({"data": [1, 2, 3, 1e39]}, 'inputs[1] "right".data[3]: expected `float` < 3.40'),
+        (
+            {"shape": [0, 2], "data": []},
+            'inputs[1] "right": expected shape [N,2] with N = 2, got [0,2]',
+        ),
+        ({"shape": [2] * 99}, 'inputs[1] "right": expected shape [N,2], got one of 99 dimensions'),
+        (
+            {"parameters": {"shared_memory_region": "r"}},
+            'inputs[1] "right": shared_memory_region is not served here',
+        ),
         ({"data": "1"}, 'inputs[1] "right".data: expected `array`, got `str`'),
-        ({"data": [[1, 2], [3]]}, 'inputs[1] "right".data'),
+        (
+            {"data": [[1, 2], [3]]},
+            'inputs[1] "right".data: expected lists of shape [2,2], got ragged ones',
+        ),
         (
             {"parameters": {"binary_data_size": 16}},
             'inputs[1] "right": expected either "data" or binary_data_size, got both',
@@ -251,6 +279,7 @@ def test_a_wrong_input_is_named(pairs: httpx.Client, changed: dict[str, Any], sa
         ({"inputs": [tensor("left", LEFT)]}, 'inputs: expected "left", "right", got no "right"'),
         ({"inputs": {}}, "inputs: expected `array`, got `object`"),
         (both(id=7), "id: expected `str | null`, got `int`"),
+        (both(parameters={"sequence_id": 7}), "parameters: sequence_id is not served here"),
         (both(parameters={"a": []}), "parameters[...]: expected"),
         (both(outputs=[{"name": "product"}]), 'outputs[0] "product": expected "sum", "ratio"'),
         (both(outputs=[{"name": "sum"}, {"name": "sum"}]), 'outputs[1] "sum": expected once'),
@@ -281,6 +310,7 @@ def test_what_is_no_json_is_refused(pairs: httpx.Client, text: bytes) -> None:
         (32, None, "expected 32 bytes of binary data, got 16"),
         (16, "9999", "body: expected 9999 bytes of JSON, as announced, got"),
         (16, "-1", "Inference-Header-Content-Length: expected bytes of JSON, got '-1'"),
+        (16, "1" * 5000, "Inference-Header-Content-Length: expected bytes of JSON, got '111"),
     ],
 )
 def test_binary_data_of_another_size_is_refused(
@@ -391,6 +421,7 @@ def test_a_compressed_request_is_unpacked(pairs: httpx.Client, encoding: str) ->
         ("gzip", b"no gzip", 400, "body: expected gzip: "),
         ("gzip", gzip.compress(b"{}")[:-4], 400, "body: expected gzip, got the beginning of it"),
         ("br", b"", 415, "Content-Encoding: expected gzip or deflate, got br"),
+        ("gzip", gzip.compress(b"") * 1000, 400, "body: expected at most 16 parts of gzip"),
         ("gzip", gzip.compress(bytes(1 << 23)), 413, "body: expected at most 4194304 bytes unp"),
     ],
 )

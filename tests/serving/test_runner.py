@@ -24,9 +24,9 @@ Ask = Callable[[Array], Awaitable[list[Array]]]
 class Served:
     """A model behind a runner, with requests that are all under way at once."""
 
-    def __init__(self, artifact: Path, *, seconds_per_row: float = 0.0) -> None:
+    def __init__(self, artifact: Path, *, seconds_per_value: float = 0.0) -> None:
         opened = Model.open(artifact, read_contract(artifact), max_rows=MAX_ROWS)
-        self.model = dataclasses.replace(opened, seconds_per_row=seconds_per_row)
+        self.model = dataclasses.replace(opened, seconds_per_value=seconds_per_value)
         self.metrics = Metrics(Counters(1))
         self.runner = Runner(self.metrics, max_rows=MAX_ROWS)
 
@@ -57,12 +57,12 @@ def requests(store: Path) -> list[Array]:
     return [rows[number : number + 1 + number % 4] for number in range(10)]
 
 
-@pytest.mark.parametrize("seconds_per_row", [0.0, 1.0])
+@pytest.mark.parametrize("seconds_per_value", [0.0, 1.0])
 def test_requests_that_wait_share_runs_and_get_what_they_would_alone(
-    store: Path, requests: list[Array], seconds_per_row: float
+    store: Path, requests: list[Array], seconds_per_value: float
 ) -> None:
     """In a turn of the event loop, or while the thread runs what came before."""
-    served = Served(store / "iris" / "1", seconds_per_row=seconds_per_row)
+    served = Served(store / "iris" / "1", seconds_per_value=seconds_per_value)
 
     answers = served.ask_all(requests)
 
@@ -118,9 +118,9 @@ def table(tmp_path: Path) -> Path:
     )
 
 
-@pytest.mark.parametrize("seconds_per_row", [0.0, 1.0])
-def test_a_request_that_fails_fails_alone(table: Path, seconds_per_row: float) -> None:
-    served = Served(table, seconds_per_row=seconds_per_row)
+@pytest.mark.parametrize("seconds_per_value", [0.0, 1.0])
+def test_a_request_that_fails_fails_alone(table: Path, seconds_per_value: float) -> None:
+    served = Served(table, seconds_per_value=seconds_per_value)
     indices = [0, 1, 99, 3, 4]
 
     answers = served.ask_all([np.array([index], np.int64) for index in indices])
@@ -168,7 +168,7 @@ def test_rows_that_depend_on_each_other_do_not_share_a_run(own_store: Path) -> N
 
 
 def test_whoever_went_away_is_no_hindrance(store: Path, requests: list[Array]) -> None:
-    served = Served(store / "iris" / "1", seconds_per_row=1.0)
+    served = Served(store / "iris" / "1", seconds_per_value=1.0)
 
     async def cancel_one() -> list[Array]:
         first, second, third = (asyncio.create_task(served.ask(rows)) for rows in requests[:3])
@@ -185,7 +185,7 @@ def test_whoever_went_away_is_no_hindrance(store: Path, requests: list[Array]) -
 
 def test_a_request_in_the_thread_keeps_the_loop_free(store: Path, requests: list[Array]) -> None:
     """While a long run goes on, everything else of the process does, too."""
-    served = Served(store / "iris" / "1", seconds_per_row=1.0)
+    served = Served(store / "iris" / "1", seconds_per_value=1.0)
 
     async def count_turns() -> int:
         asked = asyncio.create_task(served.ask(requests[0]))
