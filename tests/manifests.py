@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -75,8 +75,8 @@ def _tops(kind: str) -> list[str]:
 # For clusters that have KServe, whose schemas are not Kubernetes's.
 KSERVE = "kserve"
 OVERLAYS = [folder for folder in _tops("Kustomization") if folder != KSERVE]
-# All but what the releases of a namespace share.
-SERVERS = [overlay for overlay in OVERLAYS if overlay != "namespace"]
+# The others are what the releases share.
+SERVERS = [overlay for overlay in OVERLAYS if overlay.partition("/")[0] in get_args(Mode)]
 COMPONENTS = _tops("Component")
 COMBINATIONS = [
     chosen

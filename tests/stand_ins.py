@@ -229,7 +229,7 @@ class S3StandIn(FileStandIn):
         if not all(map(importlib.util.find_spec, ("moto", "flask", "flask_cors"))):
             unavailable("moto is not installed: make setup-dev")
         command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", "0"]
-        self.address = ending.enter_context(_process(command, r"Running on (http://[\d.:]+)"))
+        self.address = ending.enter_context(announced(command, r"Running on (http://[\d.:]+)"))
         self._ask("PUT", f"{self.address}/{_BUCKET}")
 
     def _url(self, path: str) -> str:
@@ -320,7 +320,7 @@ class AzureStandIn(FileStandIn):
         options = ["--blobHost", "127.0.0.1", "--blobPort", "0"]
         command = [node, str(main), *options, "--inMemoryPersistence", "--skipApiVersionCheck"]
         announcement = r"successfully listens on (http://[\d.:]+)"
-        self.address = ending.enter_context(_process(command, announcement))
+        self.address = ending.enter_context(announced(command, announcement))
         self._ask("PUT", self._signed("", "restype=container"))
 
     def _url(self, path: str) -> str:
@@ -496,7 +496,7 @@ def _fake_gcs_server(ending: contextlib.ExitStack) -> str:
         options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(_free_port())]
         command = [str(binaries[0]), *options, "-backend", "memory"]
         try:
-            return ending.enter_context(_process(command, r"server started at (http://[\d.:]+)"))
+            return ending.enter_context(announced(command, r"server started at (http://[\d.:]+)"))
         except DidNotListen as error:
             if "address already in use" not in str(error):
                 raise
@@ -511,8 +511,11 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], announcement: str) -> Iterator[str]:
-    """Run a server and yield the address that it announces. Raises DidNotListen."""
+def announced(command: list[str], announcement: str) -> Iterator[str]:
+    """Run a server and yield the address that it prints. Raises DidNotListen.
+
+    announcement: a regular expression, whose first group is the address.
+    """
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -146,7 +146,7 @@ def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 def test_overlays_and_components_are_found() -> None:
     """They are found in the folders; were none found, no test below would say anything."""
     assert {mode_of(overlay) for overlay in SERVERS} == set(MODES)
-    assert set(OVERLAYS) - set(SERVERS) == {"namespace"}
+    assert set(OVERLAYS) - set(SERVERS) == {"monitoring", "namespace"}
     assert CANARY in COMPONENTS
     assert {(), (CANARY,)} <= set(COMBINATIONS)
 
