@@ -12,6 +12,7 @@ from sklearn.datasets import load_iris
 
 from release.docker import DockerError, docker
 from release.server_process import ServerProcess
+from tests.own_models import make_own_models
 from tests.servers import DATASETS, MODES, Start, start
 from tests.stand_ins import unavailable
 from training.train import train
@@ -71,6 +72,12 @@ def two_csv_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.writerows([*row, label] for row, label in rows)
         train(data=file, target="species", name="flowers", version=version, store=path / "store")
     return path / "store"
+
+
+@pytest.fixture(scope="session")
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with version 1 of every made-up model; not to be written to."""
+    return make_own_models(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture(scope="session", params=MODES)

@@ -1,80 +1,13 @@
-"""Models made up for the Open Inference Protocol, and servers of them in both modes."""
+"""Servers of made-up models in both modes."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
-import onnx
 import pytest
 
 from release.server_process import ServerProcess
-from serving.contract import Dtype
-from tests.onnx_files import FLOAT, STRING, save
 from tests.servers import start
-from training.own import make_contract
-
-DTYPES: tuple[Dtype, ...] = (
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-    "float16", "float32", "float64", "string",
-)  # fmt: skip
-
-
-def _onnx_type(dtype: Dtype) -> int:
-    return STRING if dtype == "string" else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-
-
-@pytest.fixture(scope="session")
-def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of made-up models: echo, running-sum, pairs, centered and words."""
-    path = tmp_path_factory.mktemp("own")
-    save(
-        path / "echo.onnx",
-        [(f"{dtype}_in", _onnx_type(dtype), ["N", 2]) for dtype in DTYPES],
-        [(dtype, _onnx_type(dtype), ["N", 2]) for dtype in DTYPES],
-        [("Identity", [f"{dtype}_in"], [dtype]) for dtype in DTYPES],
-    )
-    # A state that goes in and comes out, a scalar, and an input with a default.
-    save(
-        path / "running-sum.onnx",
-        [("x", FLOAT, ["T"]), ("sum_in", FLOAT, []), ("scale", FLOAT, [])],
-        [("sum_out", FLOAT, [])],
-        [
-            ("ReduceSum", ["x"], ["all"]),
-            ("Squeeze", ["all"], ["total"]),
-            ("Mul", ["total", "scale"], ["scaled"]),
-            ("Add", ["scaled", "sum_in"], ["sum_out"]),
-        ],
-        [("scale", np.array(1, np.float32))],
-    )
-    # Two inputs whose first dimensions have one name.
-    save(
-        path / "pairs.onnx",
-        [("left", FLOAT, ["N", 2]), ("right", FLOAT, ["N", 2])],
-        [("sum", FLOAT, ["N", 2]), ("ratio", FLOAT, ["N", 2])],
-        [("Add", ["left", "right"], ["sum"]), ("Div", ["left", "right"], ["ratio"])],
-    )
-    # A row's answer depends on the other rows.
-    save(
-        path / "centered.onnx",
-        [("x", FLOAT, ["N", 2])],
-        [("y", FLOAT, ["N", 2])],
-        [("ReduceMean", ["x"], ["mean"]), ("Sub", ["x", "mean"], ["y"])],
-    )
-    # One of a fixed batch, and strings.
-    save(
-        path / "words.onnx",
-        [("text", STRING, [2])],
-        [("same", STRING, [2])],
-        [("Identity", ["text"], ["same"])],
-    )
-    for name in ("echo", "running-sum", "pairs", "centered", "words"):
-        make_contract(
-            onnx_file=path / f"{name}.onnx",
-            name=name, version="1", store=path / "store", purpose="a test",
-            state="sum_in" if name == "running-sum" else None,
-        )  # fmt: skip
-    return path / "store"
 
 
 @pytest.fixture(scope="session")

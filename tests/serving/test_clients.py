@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 from release.server_process import ServerProcess
 from serving.contract import Array
 from serving.tensor import DATATYPES
-from tests.serving.conftest import DTYPES
+from tests.own_models import DTYPES
 
 Client = Callable[[str], InferenceServerClient]
 
