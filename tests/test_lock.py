@@ -31,7 +31,7 @@ def wanted(*groups: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     asked = [project["project"]["dependencies"]]
     asked += [project["dependency-groups"][group] for group in groups]
-    return {re.split(r"[<>=!~; ]", name)[0] for part in asked for name in part}
+    return {re.split(r"[<>=!~; \[]", name)[0] for part in asked for name in part}
 
 
 @pytest.mark.parametrize(("part", "whole"), [("serving", "all"), ("all", "dev")])
