@@ -93,6 +93,7 @@ class App(FastAPI):
             routes.description(self._runner),
             routes.open_inference(self._runner),
             routes.documentation(),
+            routes.page(),
         ]
         self._management = None
         if settings.management_port is None:

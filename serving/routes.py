@@ -1,4 +1,4 @@
-"""Every path that is not hot, as FastAPI routers: health, description, operations, docs.
+"""Every path that is not hot, as FastAPI routers: health, description, operations, docs, page.
 
 Put together by app.py. Their errors have the same form as those of the hot paths.
 """
@@ -29,6 +29,22 @@ from serving.rows import Rows
 from serving.runner import Runner
 
 DOCS_ASSETS = "/docs/assets"
+_PAGE = Path(__file__).parent / "page"
+_MEDIA_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+_PAGE_HEADERS = {
+    # Should a word of a contract ever become markup, it stays without effect.
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    # Nor is a page of one server version to ask another, newer one.
+    "Cache-Control": "no-store",
+}
 
 
 def _responses(why: str) -> dict[int | str, dict[str, Any]]:
@@ -157,6 +173,33 @@ def documentation() -> APIRouter:
             swagger_css_url=f"{DOCS_ASSETS}/swagger-ui.css",
             swagger_favicon_url=f"{DOCS_ASSETS}/favicon.png",
         )
+
+    return router
+
+
+def page() -> APIRouter:
+    """Return the page for people, which is made in their browser of what the other paths say.
+
+    Not by StaticFiles: that tells versions of a file apart by its date and size, and every file
+    of an image is of 1970.
+    """
+    router = APIRouter(include_in_schema=False)
+    found = [path for path in _PAGE.iterdir() if path.suffix in _MEDIA_TYPES]
+    files = {path.name: path.read_bytes() for path in found}
+
+    def answer(name: str) -> Response:
+        media_type = _MEDIA_TYPES[Path(name).suffix]
+        return Response(files[name], headers=_PAGE_HEADERS, media_type=media_type)
+
+    @router.get("/")
+    async def index() -> Response:
+        return answer("index.html")
+
+    @router.get("/page/{name}")
+    async def file(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return answer(name)
 
     return router
 

@@ -100,6 +100,20 @@ def test_docs_work_without_internet(iris: httpx.Client) -> None:
         assert iris.get(address).status_code == 200
 
 
+def test_the_page_is_of_this_server_alone_and_no_part_of_the_api(iris: httpx.Client) -> None:
+    """What it may load and who may frame it is said with each of its files."""
+    page = iris.get("/")
+
+    wanted = re.findall(r"""(?:src|href)="(page/[^"]+)""", page.text)
+    assert len(wanted) == 3
+    for answer in (page, *(iris.get(f"/{address}") for address in wanted)):
+        assert answer.status_code == 200
+        assert answer.headers["content-security-policy"].startswith("default-src 'self';")
+        assert answer.headers["cache-control"] == "no-store"
+    assert {"/", "/page/{name}"}.isdisjoint(iris.get("/openapi.json").json()["paths"])
+    assert iris.get("/page/nope.js").json() == {"error": "/page/nope.js: no such path"}
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_the_hot_endpoints_are_documented_by_the_contract(client: Client, dataset: str) -> None:
     document = client(dataset).get("/openapi.json").json()
@@ -135,6 +149,8 @@ def test_metrics_count_what_was_asked(server: Start, workers: str) -> None:
         httpx.post(f"{url}/predict", json={"data": ROWS})
     httpx.post(f"{url}/predict", json={"data": []})
     httpx.get(f"{url}/predict/test")
+    httpx.get(url)
+    httpx.get(f"{url}/page/page.js")
     httpx.get(f"{url}/nope")
 
     counted = metrics(url)
@@ -142,6 +158,8 @@ def test_metrics_count_what_was_asked(server: Start, workers: str) -> None:
     assert counted["http_requests_total", "/predict", "2xx"] == 20
     assert counted["http_requests_total", "/predict", "4xx"] == 1
     assert counted["http_requests_total", "/predict/test", "2xx"] == 1
+    assert counted["http_requests_total", "/", "2xx"] == 1
+    assert counted["http_requests_total", "/page/{name}", "2xx"] == 1
     assert counted["http_requests_total", "other", "4xx"] == 1
     assert counted["http_request_duration_seconds_count", "/predict"] == 21
     assert counted["model_inference_seconds_count",] == 21

@@ -426,6 +426,8 @@ def test_the_management_port_alone_has_metrics_and_inventory(server: Start) -> N
         assert httpx.get(running.url + path).status_code == 200
     refused = httpx.post(f"{running.management_url}/predict", content=BODY)
     assert refused.json() == {"error": "/predict: no such path"}
+    assert httpx.get(running.management_url).status_code == 404
+    assert httpx.get(running.url).status_code == 200
 
 
 def test_one_port_for_two_things_is_refused(server: Start) -> None:
