@@ -2,8 +2,10 @@
 
 import html
 import json
+import re
 from collections.abc import Callable, Iterable
 from operator import methodcaller
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import serving
 from release.inventory.replica import Answer, Replica
 from serving.contract import dimensions
 
@@ -130,15 +133,32 @@ def as_markdown(replicas: list[Replica], found: list[str], noted: list[str]) -> 
 
 
 def as_html(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
-    """Return a page of its own, light and dark, without outside assets."""
-    rows = "\n".join(
-        f"<tr><th scope=row>{html.escape(name)}</th>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for name, *cells in table(replicas)
+    """Return a page of its own, light and dark, without outside assets; it looks as a server's."""
+    (_, *wheres), *facts = table(replicas)
+    shown = [_row("where", [(cell, _class_of(cell, found)) for cell in wheres])]
+    shown += [_row(name, [(cell, "") for cell in cells]) for name, *cells in facts]
+    verdict = [("wrong", line) for line in found] or [("right", "Everything agrees.")]
+    lines = [*verdict, *(("", f"Note: {line}") for line in noted)]
+    return _PAGE.substitute(
+        style=(_LOOK / "page.css").read_text(encoding="utf-8"),
+        state=verdict[0][0],
+        summary=f"{len(found)} not in agreement" if found else "Everything agrees",
+        rows="\n".join(shown),
+        lines="\n".join(
+            f'<li class="notice {kind}">{html.escape(line)}</li>' for kind, line in lines
+        ),
     )
-    listed = "\n".join(f"<li>{html.escape(line)}</li>" for line in _verdict(found, noted))
-    return _PAGE.substitute(rows=rows, found=listed)
+
+
+def _row(name: str, cells: list[tuple[str, str]]) -> str:
+    shown = "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in cells)
+    return f'<tr><th scope="row">{html.escape(name)}</th>{shown}</tr>'
+
+
+def _class_of(wheres: str, found: list[str]) -> str:
+    """Return how a column is marked: as wrong where a disagreement names one of its addresses."""
+    named = "|".join(rf"(?<![\w-]){re.escape(where)}(?![\w-])" for where in wheres.split(", "))
+    return "wrong" if any(re.search(named, line) for line in found) else ""
 
 
 def _verdict(found: list[str], noted: list[str]) -> list[str]:
@@ -151,27 +171,28 @@ FORMATS: dict[str, Callable[[list[Replica], list[str], list[str]], str]] = {
     "html": as_html,
 }
 
+_LOOK = Path(serving.__file__).parent / "page"
 _PAGE = Template("""<!doctype html>
 <html lang="en">
+<head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
 <title>What runs where</title>
 <style>
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem }
-div { overflow-x: auto }
-table { border-collapse: collapse }
-th, td { border: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .3rem .6rem;
-  text-align: left; vertical-align: top; overflow-wrap: anywhere }
-th { white-space: nowrap }
-</style>
+$style</style>
+</head>
+<body>
+<header>
 <h1>What runs where</h1>
-<div><table>
-$rows
-</table></div>
-<h2>What does not agree</h2>
-<ul>
-$found
+<span class="state $state">$summary</span>
+</header>
+<ul class="notices">
+$lines
 </ul>
+<section class="scroll" tabindex="0" aria-label="Facts of each kind of replica"><table>
+$rows
+</table></section>
+</body>
 </html>
 """)
