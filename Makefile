@@ -40,6 +40,11 @@ STEPS = 10,25,50,100
 BAKE = 60
 MIN_REQUESTS = 500
 AGREEMENT = 0.8
+SYSTEMS =
+SCENARIOS =
+SECONDS = 1
+ROUNDS = 9
+CHECK =
 IMAGE_TAG =
 REGISTRY =
 # For the tools and the tests.
@@ -52,7 +57,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit audit-data conformance lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit audit-data conformance bench lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -165,6 +170,10 @@ check: setup-dev ## Lint, format, types; locks and README in step with the code
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q tests/test_lock.py tests/test_docs.py
+
+bench: setup ## Measure this server, its peers and the limit side by side, with wrk: SYSTEMS=a,b SCENARIOS=a,b SECONDS=1 ROUNDS=9 CHECK=1
+	@.venv/bin/python -m benchmarks $(call option,SYSTEMS,systems) $(call option,SCENARIOS,scenarios) \
+		$(call option,SECONDS,seconds) $(call option,ROUNDS,rounds) $(if $(filter 1,$(CHECK)),--check)
 
 conformance: setup-dev ## Serve ONNX's own test cases, some 2,000; say which are refused, and why; two minutes
 	@.venv/bin/python -m tests.conformance

@@ -1,0 +1,1 @@
+"""This server, its peers and the limits, measured side by side: `make bench`."""

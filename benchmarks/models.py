@@ -1,0 +1,143 @@
+"""The models that are asked: small, slow and wide, each with a contract, in a store of their own.
+
+Run as `python -m benchmarks.models STORE` in a process of its own: what it imports would
+otherwise share its pages with the servers, whose memory is measured.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from serving.verify import session_of
+from training.own import make_contract
+from training.train import train
+
+# A row for each model, and what it answers.
+SAMPLES = "samples.json"
+ROW = [5.1, 3.5, 1.4, 0.2]
+_OPSET, _IR = 21, 10
+_WIDTH = 1024
+_SLOW_SECONDS = 0.003
+_SLOW_FEATURES, _WIDE_FEATURES, _CLASSES = 16, 784, 10
+
+
+def make(store: Path) -> None:
+    """Put all models into an empty store."""
+    train(dataset="iris", version="1", store=store)
+    iris = onnx.load(store / "iris" / "1" / "model.onnx")
+    (store / "zipmap.onnx").write_bytes(with_zipmap(iris).SerializeToString())
+    _publish(store, "slow", slow())
+    _publish(store, "wide", layers(_WIDE_FEATURES, 128, 1))
+    samples = {"iris": ROW, "slow": [1.0] * _SLOW_FEATURES}
+    answers = {
+        name: {"row": row, "answer": _answer(store, name, row)} for name, row in samples.items()
+    }
+    (store / SAMPLES).write_text(json.dumps(answers), encoding="utf-8")
+
+
+def with_zipmap(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a classifier as skl2onnx exports it by default: labels, and a list of dictionaries."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = made.graph
+    (probabilities,) = graph.output
+    classes = probabilities.type.tensor_type.shape.dim[1].dim_value
+    graph.node.append(
+        helper.make_node(
+            "ZipMap", [probabilities.name], ["output_probability"], domain="ai.onnx.ml",
+            classlabels_int64s=range(classes),
+        ),
+        )  # fmt: skip
+    graph.node.append(
+        helper.make_node("ArgMax", [probabilities.name], ["output_label"], axis=1, keepdims=0)
+    )
+    del graph.output[:]
+    dictionary = helper.make_map_type_proto(
+        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    graph.output.append(helper.make_tensor_value_info("output_label", TensorProto.INT64, ["N"]))
+    graph.output.append(
+        helper.make_value_info("output_probability", helper.make_sequence_type_proto(dictionary))
+    )
+    if not any(opset.domain == "ai.onnx.ml" for opset in made.opset_import):
+        made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return made
+
+
+def slow() -> onnx.ModelProto:
+    """Return a model of so many layers that a row takes some 3 ms here.
+
+    Its weights are larger than a core's cache, so a row costs what it takes to read them, and
+    many rows little more.
+    """
+    count = 10
+    for _ in range(3):
+        # What does not fit into a nearer cache costs more, so it is tried at the size it has.
+        count = max(1, round(count * _SLOW_SECONDS / _seconds(_slow(count))))
+    return _slow(count)
+
+
+def layers(features: int, width: int, count: int) -> onnx.ModelProto:
+    """Return a network of `count` square layers between an input and a few classes."""
+    random = np.random.default_rng(0)
+    sizes = [features, *[width] * (count + 1), _CLASSES]
+    nodes, weights, value = [], [], "input"
+    for at, (rows, columns) in enumerate(pairwise(sizes)):
+        weight = random.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(rows)
+        weights.append(onnx.numpy_helper.from_array(weight.astype(np.float32), f"weight{at}"))
+        nodes.append(helper.make_node("MatMul", [value, f"weight{at}"], [f"product{at}"]))
+        nodes.append(helper.make_node("Relu", [f"product{at}"], [f"layer{at}"]))
+        value = f"layer{at}"
+    nodes.append(helper.make_node("Softmax", [value], ["probabilities"], axis=-1))
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", features])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", _CLASSES])],
+        weights,
+    )
+    opsets = [helper.make_opsetid("", _OPSET)]
+    return helper.make_model(graph, ir_version=_IR, opset_imports=opsets)
+
+
+def _slow(count: int) -> onnx.ModelProto:
+    return layers(_SLOW_FEATURES, _WIDTH, count)
+
+
+def _seconds(model: onnx.ModelProto) -> float:
+    """Return what one row takes."""
+    session = session_of(model.SerializeToString())
+    row = {"input": np.ones((1, _SLOW_FEATURES), dtype=np.float32)}
+    return median(_timed(lambda: session.run(None, row)) for _ in range(50))
+
+
+def _timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _answer(store: Path, name: str, row: list[float]) -> list[float]:
+    session = session_of(store / name / "1" / "model.onnx")
+    answer: list[float] = session.run(None, {"input": np.array([row], np.float32)})[0][0].tolist()
+    return answer
+
+
+def _publish(store: Path, name: str, model: onnx.ModelProto) -> None:
+    file = store / f"{name}.onnx"
+    file.write_bytes(model.SerializeToString())
+    make_contract(
+        onnx_file=file, name=name, version="1", store=store, purpose="be measured", owner="nobody"
+    )
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

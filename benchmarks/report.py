@@ -1,0 +1,146 @@
+"""What a run showed: tables for a person, JSON for a program, a picture of the ratios."""
+
+import html
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.goals import GOALS, Goal, Measured, Spread, values
+from benchmarks.systems import SYSTEMS
+
+_FIRST = "limit"
+_STYLES = {"reached": "green", "within noise": "yellow", "missed": "red", "not measured": "dim"}
+_BAR, _LABEL, _LINE, _WIDTH = 320, 170, 22, 640
+
+
+def show(measured: Sequence[Measured], console: Console) -> None:
+    """Print each system of each scenario, then the goals."""
+    for scenario in dict.fromkeys(one.scenario for one in measured):
+        console.print(_windows(scenario, measured))
+    table = Table("goal", "ratio", "quarters", "of", "", title="Goals: ratios within this run")
+    for goal in _asked(measured):
+        ratio = goal.ratio(measured)
+        verdict = goal.verdict(ratio)
+        bound = f"{'>=' if goal.kind == 'at least' else '<='} {goal.bound:g}"
+        cells = ["", "", ""]
+        if ratio:
+            quarters = f"{ratio.low:.2f} to {ratio.high:.2f}"
+            cells = [f"{ratio.median:.2f}", quarters, str(ratio.count)]
+        table.add_row(f"{goal.about}: {bound}", *cells, f"[{_STYLES[verdict]}]{verdict}[/]")
+    console.print(table)
+
+
+def missed(measured: Sequence[Measured]) -> list[Goal]:
+    """Return the goals that were measured and missed by more than noise."""
+    return [goal for goal in GOALS if goal.verdict(goal.ratio(measured)) == "missed"]
+
+
+def write(measured: Sequence[Measured], directory: Path) -> list[Path]:
+    """Write results.json and results.svg; return their paths."""
+    results, picture = directory / "results.json", directory / "results.svg"
+    found = {
+        "machine": {"processor": _processor(), "python": platform.python_version()},
+        "goals": [
+            {**asdict(goal), "ratio": ratio and asdict(ratio), "verdict": goal.verdict(ratio)}
+            for goal in _asked(measured)
+            for ratio in [goal.ratio(measured)]
+        ],
+        "measured": [asdict(one) for one in measured],
+    }
+    results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    picture.write_text(_picture(measured), encoding="utf-8")
+    return [results, picture]
+
+
+def _asked(measured: Sequence[Measured]) -> list[Goal]:
+    """Return the goals of the scenarios that were measured."""
+    scenarios = {one.scenario for one in measured}
+    return [goal for goal in GOALS if goal.scenario in scenarios]
+
+
+def _windows(scenario: str, measured: Sequence[Measured]) -> Table:
+    of_it = [one for one in measured if one.scenario == scenario]
+    table = Table("system", title=scenario)
+    columns = [
+        name
+        for name in ("requests_per_second", "cpu_seconds", "latency_p50", "latency_p99",
+                     "health_p99", "start_seconds", "memory_bytes")
+        if any(name in one.values for one in of_it)
+    ]  # fmt: skip
+    for name in (*columns, "windows", "dropped"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for system in dict.fromkeys(one.system for one in of_it):
+        windows = [one for one in of_it if one.system == system]
+        dropped = [one for one in windows if one.dropped]
+        cells = [_cell(name, [one for one in windows if not one.dropped]) for name in columns]
+        why = dropped[0].dropped if len(dropped) == len(windows) else str(len(dropped))
+        label = f"{system} {SYSTEMS[system].version()}" if system in SYSTEMS else system
+        table.add_row(label.strip(), *cells, str(len(windows) - len(dropped)), str(why))
+    return table
+
+
+def _cell(name: str, windows: Sequence[Measured]) -> str:
+    spread = Spread.of(one.values[name] for one in windows if name in one.values)
+    if spread is None:
+        return ""
+    match name:
+        case "requests_per_second":
+            return f"{spread.median:,.0f}"
+        case "memory_bytes":
+            return f"{spread.median / 1e6:.0f} MB"
+        case "start_seconds":
+            return f"{spread.median:.2f} s"
+        case "cpu_seconds":
+            return f"{spread.median * 1e6:.0f} us"
+    return f"{spread.median * 1e3:.2f} ms"
+
+
+def _picture(measured: Sequence[Measured]) -> str:
+    """Return bars, as SVG: requests a second of each system against the limit's."""
+    limit = values(measured, "predict", _FIRST, "requests_per_second")
+    ratios: dict[str, Spread] = {}
+    for system in dict.fromkeys(one.system for one in measured if one.scenario == "predict"):
+        own = values(measured, "predict", system, "requests_per_second")
+        if spread := Spread.of(own[at] / limit[at] for at in own if limit.get(at)):
+            ratios[system] = spread
+    rows = sorted(ratios.items(), key=lambda one: -one[1].median)
+    bars = "\n".join(_bar(at, system, spread) for at, (system, spread) in enumerate(rows))
+    height = _LINE * (len(rows) + 2)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        'font-family="system-ui, sans-serif" font-size="13">\n'
+        f'<text x="0" y="14">/predict, 64 connections, one core: requests a second against '
+        f"the limit</text>\n{bars}\n</svg>\n"
+    )
+
+
+def _bar(at: int, system: str, spread: Spread) -> str:
+    y = _LINE * (at + 1) + 6
+    color = "#2563c9" if system == "this" else "#9aa5b5"
+    about = html.escape(SYSTEMS[system].name if system != "this" else "this server")
+    end = _LABEL + _BAR * spread.median
+    return (
+        f'<text x="0" y="{y + 12}">{about}</text>'
+        f'<rect x="{_LABEL}" y="{y}" width="{_BAR * spread.median:.1f}" height="15" '
+        f'fill="{color}"/>'
+        f'<line x1="{_LABEL + _BAR * spread.low:.1f}" x2="{_LABEL + _BAR * spread.high:.1f}" '
+        f'y1="{y + 7.5}" y2="{y + 7.5}" stroke="#111"/>'
+        f'<text x="{end + 8:.1f}" y="{y + 12}">{spread.median:.3g}</text>'
+    )
+
+
+def _processor() -> str:
+    """Return the processor's name, as Linux has it."""
+    found: Mapping[str, Any] = {}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        found = dict(line.split(":", 1) for line in lines if ":" in line)
+    except OSError:
+        return platform.machine()
+    return next((str(value).strip() for key, value in found.items() if "model name" in key), "")

@@ -1,0 +1,224 @@
+"""What is measured, scenario by scenario: each starts its servers and yields what it found."""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.goals import Measured
+from benchmarks.load import Ask, Load
+from benchmarks.machine import Cores, ProcessTree
+from benchmarks.systems import SYSTEMS, TENSORS, NotMeasured, Server, System, of_tensors
+from benchmarks.turns import Contender, take_turns
+
+_CONNECTIONS = 64
+_FEWER_CONNECTIONS = 8  # where a body is large
+_MEMORY_ROUNDS = 3
+_WIDE = (32, 784)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One run. seconds: of a window. systems: the names of those who take part.
+
+    samples: a row for each model and its answer. store: the models. directory: for the files of
+    the run. say: told what goes on.
+    """
+
+    cores: Cores
+    seconds: int
+    rounds: int
+    systems: Sequence[str]
+    samples: Mapping[str, Mapping[str, list[float]]]
+    store: Path
+    directory: Path
+    say: Callable[[str], None]
+
+    def load(self, connections: int) -> Load:
+        """Return wrk with so many connections."""
+        return Load(self.cores, connections, self.seconds)
+
+    def server(
+        self,
+        system: System,
+        model: str = "iris",
+        *,
+        settings: Mapping[str, str] | None = None,
+        cores: Sequence[int] | None = None,
+    ) -> Server:
+        """Start a system with a model, on the first of the servers' cores by default."""
+        directory = self.store / model / "1"
+        answer = json.dumps({"prediction": [self.samples.get(model, {}).get("answer", [])]})
+        return Server(
+            system,
+            {
+                "ANSWER": answer,
+                "MODEL": str(directory / "model.onnx"),
+                "ZIPMAP_MODEL": str(self.store / "zipmap.onnx"),
+                "MODEL_URI" if "model_load" in system.command else "MODEL_DIR": str(directory),
+                **(settings or {}),
+            },
+            cores=cores or self.cores.servers[:1],
+            directory=self.directory,
+        )
+
+    def contender(self, server: Server, name: str, ask: Ask | None = None) -> Contender:
+        """Return a server that runs as one who takes turns."""
+        asked = ask or server.system.ask
+        script = asked.script(self.directory, f"{name}-{server.port}".replace(" ", "-"))
+        return Contender(name, server, asked, script)
+
+    def until_right(self, server: Server, model: str = "iris") -> float:
+        """Return how long after its start a server answered rightly, in seconds."""
+        expected, system = self.samples[model]["answer"], server.system
+        return server.wait_until_right(system.ask, lambda body: system.check(body, expected))
+
+
+Scenario = Callable[[Bench], Iterator[Measured]]
+
+
+def predict(bench: Bench) -> Iterator[Measured]:
+    """Yield /predict with one row, 64 connections, all systems."""
+    yield from _of(bench, "predict", [SYSTEMS[name] for name in bench.systems], _CONNECTIONS)
+
+
+def infer(bench: Bench) -> Iterator[Measured]:
+    """Yield one row in the Open Inference Protocol's JSON, 64 connections."""
+    limit = replace(SYSTEMS["limit"], ask=TENSORS)
+    this = replace(SYSTEMS["this"], ask=TENSORS, prediction=of_tensors)
+    yield from _of(bench, "infer", [limit, this], _CONNECTIONS)
+
+
+def latency(bench: Bench) -> Iterator[Measured]:
+    """Yield /predict with one row, one connection."""
+    systems = [SYSTEMS[name] for name in ("limit", "this", "bare", "fastapi")]
+    yield from _of(bench, "latency", systems, 1)
+
+
+def slow(bench: Bench) -> Iterator[Measured]:
+    """Yield a model of some 3 ms a row, 64 connections, and health asked meanwhile."""
+    ask = Ask("/predict", json.dumps({"data": [bench.samples["slow"]["row"]]}).encode())
+    systems = [replace(SYSTEMS[name], ask=ask) for name in ("bare", "this")]
+    yield from _of(bench, "slow", systems, _CONNECTIONS, model="slow", asks_health=True)
+
+
+def wide(bench: Bench) -> Iterator[Measured]:
+    """Yield 32 rows of 784 numbers in the Open Inference Protocol, as JSON and as binary data."""
+    asks = _wide_asks()
+    with bench.server(SYSTEMS["this"], "wide") as server:
+        server.wait_until_right(asks["json"], lambda _: None)
+        as_json, as_binary = (of_tensors(json.loads(server.answer(ask))) for ask in asks.values())
+        if not np.allclose(as_json, as_binary, atol=1e-4):
+            raise NotMeasured("JSON and binary data have different answers")
+        contenders = [bench.contender(server, name, ask) for name, ask in asks.items()]
+        yield from take_turns("wide", contenders, bench.load(_FEWER_CONNECTIONS), bench.rounds)
+
+
+def start(bench: Bench) -> Iterator[Measured]:
+    """Yield the time from exec to the first right prediction."""
+    this = SYSTEMS["this"]
+    systems = {
+        "bare": SYSTEMS["bare"],
+        "model_in_image": this,
+        "model_load": replace(this, command=("{python}", "-m", "model_load")),
+    }
+    for at in range(-1, bench.rounds):
+        for name in random.sample(list(systems), len(systems)):
+            with bench.server(systems[name]) as server:
+                seconds = bench.until_right(server)
+            if at >= 0:  # the first one reads from the disk
+                yield Measured("start", name, at, {"start_seconds": seconds})
+
+
+def memory(bench: Bench) -> Iterator[Measured]:
+    """Yield the memory of all processes of a server, after a second of load."""
+    looked_at = {"bare": ("bare", "1"), "one worker": ("this", "1"), "four workers": ("this", "4")}
+    for at in range(min(_MEMORY_ROUNDS, bench.rounds)):
+        for name, (system, count) in looked_at.items():
+            with bench.server(SYSTEMS[system], settings={"WORKERS": count}) as server:
+                bench.until_right(server)
+                bench.contender(server, name).turn(
+                    Load(bench.cores, _CONNECTIONS, 1), "memory", at, asks_health=False
+                )
+                taken = ProcessTree(server.process.pid).pss_bytes()
+            yield Measured("memory", name, at, {"memory_bytes": taken})
+
+
+def workers(bench: Bench) -> Iterator[Measured]:
+    """Yield one worker on one core, and two on two."""
+    if len(bench.cores.servers) < 2:
+        raise NotMeasured("it needs three cores: two for the workers, one for the load")
+    with ExitStack() as stack:
+        contenders = []
+        for count, name in enumerate(("one", "two"), 1):
+            server = stack.enter_context(
+                bench.server(
+                    SYSTEMS["this"],
+                    settings={"WORKERS": str(count)},
+                    cores=bench.cores.servers[:count],
+                )
+            )
+            bench.until_right(server)
+            contenders.append(bench.contender(server, name))
+        yield from take_turns("workers", contenders, bench.load(_CONNECTIONS), bench.rounds)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (predict, infer, latency, slow, wide, start, memory, workers)
+}
+
+
+def _of(  # noqa: PLR0913 - what a scenario may choose
+    bench: Bench,
+    scenario: str,
+    systems: Sequence[System],
+    connections: int,
+    *,
+    model: str = "iris",
+    asks_health: bool = False,
+) -> Iterator[Measured]:
+    """Yield the windows of those systems that start, and why the others did not."""
+    with ExitStack() as stack:
+        contenders = []
+        for system in systems:
+            try:
+                system.install()
+                server = stack.enter_context(bench.server(system, model))
+                # The limit knows but one answer.
+                if system.name != "limit":
+                    bench.until_right(server, model)
+                else:
+                    server.wait_until_right(system.ask, lambda _: None)
+            except NotMeasured as why:
+                bench.say(f"{system.name}: {why}")
+                yield Measured(scenario, system.name, 0, {}, dropped=str(why))
+            else:
+                contenders.append(bench.contender(server, system.name))
+        yield from take_turns(
+            scenario, contenders, bench.load(connections), bench.rounds, asks_health=asks_health
+        )
+
+
+def _wide_asks() -> dict[str, Ask]:
+    rows = np.random.default_rng(0).random(_WIDE, dtype=np.float32)
+    tensor: dict[str, Any] = {"name": "input", "shape": list(rows.shape), "datatype": "FP32"}
+    path = "/v2/models/wide/infer"
+    size = {"binary_data_size": rows.nbytes}
+    head = json.dumps({"inputs": [{**tensor, "parameters": size}]}).encode()
+    return {
+        "json": Ask(
+            path, json.dumps({"inputs": [{**tensor, "data": rows.ravel().tolist()}]}).encode()
+        ),
+        "binary": Ask(
+            path,
+            head + rows.tobytes(),
+            "application/octet-stream",
+            (("Inference-Header-Content-Length", str(len(head))),),
+        ),
+    }

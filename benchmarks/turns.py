@@ -1,0 +1,105 @@
+"""Servers that take turns: short windows, in another order each round.
+
+Whatever the machine does meanwhile befalls all of them, so that their ratios are worth something
+where their numbers are not. Who lost a window to others gets another one.
+"""
+
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+from typing import Self
+
+from benchmarks.goals import Measured
+from benchmarks.load import Ask, Load
+from benchmarks.systems import Server
+
+# At most so many times the rounds asked for.
+_MOST_ROUNDS = 2
+_HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_PAUSE_SECONDS = 0.004
+_TIMEOUT_SECONDS = 20
+
+
+@dataclass
+class Contender:
+    """One who takes turns: a server that runs, and the script of what it is asked."""
+
+    name: str
+    server: Server
+    ask: Ask
+    script: Path
+    kept: int = 0
+
+    def turn(self, load: Load, scenario: str, at: int, *, asks_health: bool) -> Measured:
+        """Measure it for one window; at is the round."""
+        root, url = self.server.process.pid, self.server.url(self.ask)
+        health: dict[str, float] = {}
+        if asks_health:
+            with Health(self.server.port) as asked:
+                window = load.window(url, self.script, root)
+            health = asked.found()
+        else:
+            window = load.window(url, self.script, root)
+        self.kept += window.dropped is None
+        return Measured(
+            scenario, self.name, at, {**window.values(), **health}, window.dropped, window.note
+        )
+
+
+def take_turns(
+    scenario: str,
+    contenders: Sequence[Contender],
+    load: Load,
+    rounds: int,
+    *,
+    asks_health: bool = False,
+) -> Iterator[Measured]:
+    """Yield what each window showed, until each contender has as many that count as rounds."""
+    order = list(contenders)
+    warm = Load(load.cores, load.connections, 1)
+    for one in order:
+        warm.window(one.server.url(one.ask), one.script, one.server.process.pid)
+    for at in range(_MOST_ROUNDS * rounds):
+        if all(one.kept >= rounds for one in order):
+            return
+        random.shuffle(order)
+        for one in order:
+            yield one.turn(load, scenario, at, asks_health=asks_health)
+
+
+class Health:
+    """Somebody who asks for health again and again, on a connection of its own."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = socket.create_connection(("127.0.0.1", port), _TIMEOUT_SECONDS)
+        self._seconds: list[float] = []
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join(_TIMEOUT_SECONDS)
+        self._connection.close()
+
+    def found(self) -> dict[str, float]:
+        """Return the 99th percentile of the answers' times, in seconds; nothing without two."""
+        if len(self._seconds) < 2:
+            return {}
+        return {"health_p99": quantiles(self._seconds, n=100, method="inclusive")[98]}
+
+    def _ask(self) -> None:
+        while not self._ends.wait(_PAUSE_SECONDS):
+            started = time.perf_counter()
+            self._connection.sendall(_HEALTH)
+            if not self._connection.recv(1 << 16).startswith(b"HTTP/1.1 200"):
+                return
+            self._seconds.append(time.perf_counter() - started)
