@@ -13,7 +13,7 @@ from sklearn.datasets import load_iris
 from release.docker import DockerError, docker
 from release.server_process import ServerProcess
 from tests.own_models import make_own_models
-from tests.servers import DATASETS, MODES, Start, start
+from tests.servers import DATASETS, MODES, Start, all_served, start
 from tests.stand_ins import unavailable
 from training.train import train
 
@@ -103,12 +103,8 @@ def server(mode: str, store: Path) -> Iterator[Start]:
 @pytest.fixture(scope="session")
 def running(mode: str, store: Path) -> Iterator[dict[str, ServerProcess]]:
     """A running server of a mode for each data set, shared by tests that only ask."""
-    servers = {dataset: start(mode, store / dataset / "1") for dataset in DATASETS}
-    for one in servers.values():
-        one.wait_until_ready()
-    yield servers
-    for one in servers.values():
-        assert one.stop() == 0
+    with all_served(mode, {name: store / name / "1" for name in DATASETS}) as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +30,17 @@ def start(mode: str, directory: Path | str, **settings: str) -> ServerProcess:
     return ServerProcess(
         mode, {"PORT": "0", **source(mode, directory), **settings}, environment=clean
     )
+
+
+@contextmanager
+def all_served(mode: str, artifacts: Mapping[str, Path]) -> Iterator[dict[str, ServerProcess]]:
+    """A running server of a mode for each artifact, by its name; each must end well."""
+    servers = {name: start(mode, directory) for name, directory in artifacts.items()}
+    for one in servers.values():
+        one.wait_until_ready()
+    yield servers
+    for one in servers.values():
+        assert one.stop() == 0
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -7,21 +7,15 @@ import httpx
 import pytest
 
 from release.server_process import ServerProcess
-from tests.servers import start
+from tests.servers import all_served
 
 
 @pytest.fixture(scope="session")
 def own(mode: str, own_store: Path) -> Iterator[dict[str, ServerProcess]]:
     """A running server of a mode for each made-up model."""
-    servers = {
-        name: start(mode, own_store / name / "1")
-        for name in ("echo", "running-sum", "pairs", "words")
-    }
-    for one in servers.values():
-        one.wait_until_ready()
-    yield servers
-    for one in servers.values():
-        assert one.stop() == 0
+    names = ("echo", "running-sum", "pairs", "words")
+    with all_served(mode, {name: own_store / name / "1" for name in names}) as servers:
+        yield servers
 
 
 @pytest.fixture
