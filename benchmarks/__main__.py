@@ -4,6 +4,7 @@ Exit status 1 with --check if a goal that was measured is missed by more than no
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,13 +22,15 @@ from benchmarks.models import SAMPLES
 from benchmarks.scenarios import SCENARIOS, Bench
 from benchmarks.systems import HERE, ROOT, SYSTEMS, NotMeasured
 
+MICRO = "micro"
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def bench(
     systems: Annotated[str, typer.Option(help="a,b,c of them")] = ",".join(SYSTEMS),
-    scenarios: Annotated[str, typer.Option(help="a,b,c of them")] = ",".join(SCENARIOS),
+    scenarios: Annotated[str, typer.Option(help="a,b,c of them")] = ",".join([*SCENARIOS, MICRO]),
     seconds: Annotated[int, typer.Option(help="of a window, whole ones")] = 1,
     rounds: Annotated[int, typer.Option(help="windows of each that count")] = 9,
     *,
@@ -38,15 +41,18 @@ def bench(
     if shutil.which("wrk") is None:
         sys.exit("wrk: expected on PATH, got none. Debian and Ubuntu: apt-get install wrk")
     chosen = _chosen("SYSTEMS", systems, list(SYSTEMS))
+    wanted = _chosen("SCENARIOS", scenarios, [*SCENARIOS, MICRO])
+    cores = Cores.of_this_machine()
+    # Away from the servers.
+    os.sched_setaffinity(0, [cores.generator])
     measured: list[Measured] = []
+    microseconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as directory:
         store = Path(directory) / "models"
         console.print("Make the models")
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.models", str(store)], cwd=ROOT, check=True
-        )
+        _python("benchmarks.models", store)
         run = Bench(
-            cores=Cores.of_this_machine(),
+            cores=cores,
             seconds=seconds,
             rounds=rounds,
             systems=chosen,
@@ -55,17 +61,33 @@ def bench(
             directory=Path(directory),
             say=console.print,
         )
-        for name in _chosen("SCENARIOS", scenarios, list(SCENARIOS)):
+        for name in wanted:
             console.print(f"Measure {name}")
+            if name == MICRO:
+                microseconds = json.loads(_python("benchmarks.micro", store))
+                continue
             try:
                 measured += SCENARIOS[name](run)
             except NotMeasured as why:
                 console.print(f"{name}: not measured: {why}")
     report.show(measured, console)
+    report.show_calls(microseconds, console)
     for path in report.write(measured, HERE):
         console.print(f"{path.relative_to(ROOT)}")
     if check and report.missed(measured):
         raise typer.Exit(1)
+
+
+def _python(module: str, store: Path) -> str:
+    """Run one of our modules in a process of its own; return what it printed."""
+    return subprocess.run(
+        [sys.executable, "-m", module, str(store)],
+        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def _chosen(variable: str, asked: str, known: list[str]) -> list[str]:

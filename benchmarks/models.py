@@ -91,7 +91,7 @@ def layers(features: int, width: int, count: int) -> onnx.ModelProto:
     sizes = [features, *[width] * (count + 1), _CLASSES]
     nodes, weights, value = [], [], "input"
     for at, (rows, columns) in enumerate(pairwise(sizes)):
-        weight = random.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(rows)
+        weight = random.standard_normal((rows, columns), dtype=np.float32) * np.sqrt(2 / rows)
         weights.append(onnx.numpy_helper.from_array(weight.astype(np.float32), f"weight{at}"))
         nodes.append(helper.make_node("MatMul", [value, f"weight{at}"], [f"product{at}"]))
         nodes.append(helper.make_node("Relu", [f"product{at}"], [f"layer{at}"]))

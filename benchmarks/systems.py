@@ -36,7 +36,11 @@ _ROWS = Ask("/predict", json.dumps({"data": [_ROW]}).encode())
 TENSORS = Ask(
     "/v2/models/iris/infer",
     json.dumps(
-        {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": _ROW}]}
+        {
+            # KServe's SDK answers 500 without one.
+            "id": "1",
+            "inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": _ROW}],
+        }
     ).encode(),
 )
 
@@ -47,6 +51,10 @@ class NotMeasured(Exception):  # noqa: N818 - what happened
 
 def _of_rows(answer: Any) -> Any:
     return answer["prediction"][0]
+
+
+def _of_one_row(answer: Any) -> Any:
+    return answer["prediction"]
 
 
 def of_tensors(answer: Any) -> Any:
@@ -144,6 +152,7 @@ SYSTEMS = {
                 "uvicorn_worker.UvicornWorker", "--workers", "1", "--bind", "127.0.0.1:{port}",
                 "--no-control-socket",
             ),
+            prediction=_of_one_row,
         ),
         System(
             "mosec",
