@@ -4,20 +4,32 @@ Used by endpoint.py for the hot paths and by app.py for all others. A line has t
 which the client gave or is told, and never what was asked or answered.
 """
 
-import random
-import re
 import time
-from collections.abc import Iterable
+
+from starlette.types import Scope
 
 from serving import logs
+from serving.headers import REQUEST_ID, TRACEPARENT, request_id
 from serving.metrics import EndpointMetrics
 
-REQUEST_ID = b"x-request-id"
-TRACEPARENT = b"traceparent"
-# Visible ASCII: it goes into a header and into logs.
-_USABLE = re.compile(rb"[!-~]{1,128}")
-_TRACE = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _LONGEST_PATH = 200
+
+
+class Request:
+    """What is known of a request once its head is there.
+
+    headers: by their names, in lower case. began: when it was first looked at.
+    """
+
+    __slots__ = ("began", "headers", "method", "path", "request_id")
+
+    def __init__(self, scope: Scope) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.began = time.perf_counter()
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers = headers
+        self.request_id = request_id(headers.get(REQUEST_ID), headers.get(TRACEPARENT))
 
 
 class Answered:
@@ -30,46 +42,25 @@ class Answered:
         self._metrics = metrics
         self._access_log = access_log
 
-    def begin(self) -> float:
-        """Note that a request came, and return when."""
+    def begin(self) -> None:
+        """Note that a request came."""
         self._metrics.in_flight.add(1)
-        return time.perf_counter()
 
-    def end(self, began: float, status: int, method: str, path: str, request_id: bytes) -> None:
+    def end(self, request: Request, status: int) -> None:
         """Note with which status a request was answered."""
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - request.began
         self._metrics.in_flight.add(-1)
         self._metrics.observe(status, seconds)
         if self._access_log or status >= 500:
             (logs.error if status >= 500 else logs.info)(
                 "request",
-                method=method,
-                path=path[:_LONGEST_PATH],
+                method=request.method,
+                path=request.path[:_LONGEST_PATH],
                 status=status,
                 seconds=round(seconds, 6),
-                request_id=request_id.decode(),
+                request_id=request.request_id.decode(),
             )
 
     def abandon(self) -> None:
         """Note that the client went away before it was answered."""
         self._metrics.in_flight.add(-1)
-
-
-def request_id(given: bytes, traceparent: bytes) -> bytes:
-    """Return the id of a request: X-Request-ID, else the trace's, else one of our own.
-
-    given, traceparent: the values of the headers, b"" without one. What is not usable in a
-    header and a log line is as good as none. Source: W3C Trace Context, "traceparent Header".
-    """
-    if given and _USABLE.fullmatch(given):
-        return given
-    if traceparent and (trace := _TRACE.fullmatch(traceparent)):
-        return trace[1]
-    # Not a secret. Each worker has numbers of its own: Python seeds again after a fork.
-    return b"%032x" % random.getrandbits(128)
-
-
-def request_id_in(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the id of a request with these headers."""
-    found = dict(headers)
-    return request_id(found.get(REQUEST_ID, b""), found.get(TRACEPARENT, b""))

@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import infer, logs, routes
-from serving.answered import REQUEST_ID, Answered, request_id_in
+from serving.answered import Answered, Request
 from serving.contract import Contract, ContractMismatch
 from serving.counters import Counters
-from serving.endpoint import Answer, Call, Endpoint
+from serving.endpoint import Codec, Endpoint
 from serving.environment import other_versions
+from serving.headers import REQUEST_ID
 from serving.infer import Infer
 from serving.inventory import Inventory
 from serving.metrics import Metrics
@@ -78,14 +79,12 @@ class App(FastAPI):
                 self.current, self._runner, self._metrics, self._open, self._serve
             )
         self._hot = {
-            "/predict": self._endpoint(
-                "/predict", Predict(self._runner, Rows.encode, needs_labels=False)
-            ),
+            "/predict": self._endpoint("/predict", Predict(Rows.encode, needs_labels=False)),
             "/predict/label": self._endpoint(
-                "/predict/label", Predict(self._runner, Rows.encode_labels, needs_labels=True)
+                "/predict/label", Predict(Rows.encode_labels, needs_labels=True)
             ),
         }
-        self._infer = self._endpoint(infer.ENDPOINT, Infer(self._runner))
+        self._infer = self._endpoint(infer.ENDPOINT, Infer())
         health = routes.health(self._runner)
         operations = routes.operations(self._metrics, Inventory(settings, self._runner))
         public = [
@@ -112,44 +111,46 @@ class App(FastAPI):
         """Answer the hot paths at once and leave the others to FastAPI."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
-        elif self._management and scope["server"][1] == self._settings.management_port:
-            await self._counted(self._management, scope, receive, send)
-        elif hot := self._hot_endpoint(scope["path"]):
+        elif hot := self.hot(scope):
             await hot(scope, receive, send)
+        elif self._management and self._is_for_management(scope):
+            await self._counted(self._management, scope, receive, send)
         else:
             await self._counted(super().__call__, scope, receive, send)
 
-    def tell_under_way(self, under_way: Callable[[], int]) -> None:
-        """Let the runner know how many requests of this worker have come, looked at or not."""
-        self._runner.under_way = under_way
+    def hot(self, scope: Scope) -> Endpoint[Any] | None:
+        """Return the endpoint that answers a request, None where that is FastAPI."""
+        path = scope["path"]
+        if (hot := self._hot.get(path)) is None and infer.is_infer(path):
+            hot = self._infer
+        return None if hot and self._is_for_management(scope) else hot
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, the hot endpoints described by the contract's rules."""
         document = without_validation_errors(super().openapi())
         return document | {"paths": hot_paths(self._runner.model) | document["paths"]}
 
-    def _endpoint(self, name: str, answer: Callable[[Call], Awaitable[Answer]]) -> Endpoint:
+    def _endpoint(self, name: str, codec: Codec[Any]) -> Endpoint[Any]:
         limit = self._settings.max_body_bytes
-        return Endpoint(answer, self._answered(name), max_body_bytes=limit)
+        return Endpoint(codec, self._runner, self._answered(name), max_body_bytes=limit)
+
+    def _is_for_management(self, scope: Scope) -> bool:
+        port = self._settings.management_port
+        return port is not None and scope["server"][1] == port
 
     def _answered(self, name: str) -> Answered:
         return Answered(self._metrics.endpoint(name), access_log=self._settings.access_log)
 
-    def _hot_endpoint(self, path: str) -> Endpoint | None:
-        if hot := self._hot.get(path):
-            return hot
-        return self._infer if infer.is_infer(path) else None
-
     async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Note a request that FastAPI answers; a path that is none of ours is `other`."""
-        began = self._answered_at["other"].begin()
-        status, asked = 500, request_id_in(scope["headers"])
+        self._answered_at["other"].begin()
+        request, status = Request(scope), 500
 
         async def noting_the_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (REQUEST_ID, asked)]
+                headers = [*message.get("headers", ()), (REQUEST_ID, request.request_id)]
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -159,8 +160,7 @@ class App(FastAPI):
             # A path with a name in it is counted as its route.
             route = getattr(scope.get("route"), "path", None)
             path = str(route or scope["path"])
-            answered = self._answered_at.get(path, self._answered_at["other"])
-            answered.end(began, status, scope["method"], scope["path"], asked)
+            self._answered_at.get(path, self._answered_at["other"]).end(request, status)
 
     @contextlib.asynccontextmanager
     async def _open_model(self, _: FastAPI) -> AsyncIterator[None]:

@@ -3,7 +3,6 @@
 Used by endpoint.py.
 """
 
-import asyncio
 import gzip
 import zlib
 
@@ -12,12 +11,13 @@ from serving.errors import RequestError
 # Smaller answers would hardly get smaller: their head is as large.
 _WORTH_BYTES = 1024
 # Beyond it the event loop would be held up for a millisecond and more.
-_INLINE_BYTES = 1 << 15
+INLINE_BYTES = 1 << 15
 _FASTEST = 1
 # What is left is copied for each part.
 _MOST_PARTS = 16
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-_ENCODED = ((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
+# What an answer that is compressed says of itself.
+GZIP = ((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
 
 
 def decoded(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
@@ -60,11 +60,9 @@ def is_worth(body: bytes, accepted: bytes) -> bool:
     return len(body) >= _WORTH_BYTES and b"gzip" in accepted and _accepts_gzip(accepted)
 
 
-async def encoded(body: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
-    """Return an answer compressed, and the headers that say so."""
-    if len(body) > _INLINE_BYTES:
-        return await asyncio.to_thread(gzip.compress, body, _FASTEST, mtime=0), _ENCODED
-    return gzip.compress(body, _FASTEST, mtime=0), _ENCODED
+def compressed(body: bytes) -> bytes:
+    """Return an answer compressed."""
+    return gzip.compress(body, _FASTEST, mtime=0)
 
 
 def _accepts_gzip(accepted: bytes) -> bool:

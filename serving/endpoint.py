@@ -1,119 +1,177 @@
-"""The hot path: what POST /predict, /predict/label and /v2/…/infer share, as an ASGI callable.
+"""The hot path: what POST /predict, /predict/label and /v2/…/infer share.
 
-app.py dispatches to endpoints before FastAPI's stack, which costs 93 us a request where this
-way costs 3 (DESIGN: "The hot path"). What they answer is predict.py's and infer.py's. They are
-documented in /openapi.json all the same.
+A request whose body has come is an exchange. Its codec (predict.py, infer.py) says what to run,
+the runner runs it together with what else has come, the codec says what to answer. All that is
+done in callbacks: a task for each request, its coroutines and ASGI's messages cost as much as
+the rest together. protocol.py hands in what came whole; what comes in pieces, or from another
+server, comes as ASGI has it. Documented in /openapi.json all the same.
 """
 
 import asyncio
 import json
 import traceback
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from asyncio import CancelledError
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
 from serving import logs
-from serving.answered import REQUEST_ID, TRACEPARENT, Answered, request_id
-from serving.encoding import decoded, encoded, is_worth
+from serving.answered import Answered, Request
+from serving.asked import Asked
+from serving.contract import Array
+from serving.encoding import GZIP, INLINE_BYTES, compressed, decoded, is_worth
 from serving.errors import RequestError
+from serving.headers import JSON, REQUEST_ID, Headers
+from serving.model import Model
+from serving.runner import Outcome, Runner
 
-Headers = list[tuple[bytes, bytes]]
-_JSON = (b"content-type", b"application/json")
-_BINARY = (b"content-type", b"application/octet-stream")
-_JSON_BYTES = b"inference-header-content-length"
-
-
-class Call(NamedTuple):
-    """A request, its body not read yet.
-
-    json_bytes: what it says of how many bytes of the body are JSON, None where it does not.
-    """
-
-    path: str
-    read: Callable[[], Awaitable[bytes]]
-    json_bytes: bytes | None
+_OF_ERRORS = Headers(JSON)
+AnyAsked = TypeVar("AnyAsked", bound=Asked)
 
 
-class Answer(NamedTuple):
-    """What a request is answered: JSON; only json_bytes of it are where binary data follows."""
+class Codec(Protocol[AnyAsked]):
+    """What an endpoint's requests and answers look like."""
 
-    headers: Headers
-    body: bytes
-    json_bytes: int | None = None
+    def decode(self, model: Model, exchange: "Exchange") -> AnyAsked:
+        """Return what a request asks of the model. Raises RequestError."""
+
+    def encode(self, model: Model, asked: AnyAsked, outputs: list[Array]) -> tuple[Headers, bytes]:
+        """Return the answer."""
 
 
-class Head(NamedTuple):
-    """What the headers of a request say.
+class Exchange(Request, ABC):
+    """A request and the way to answer it. body: once it is there."""
 
-    length: of the body, 0 where that is not said. json_bytes: as Call has it.
-    """
+    __slots__ = ("body", "is_answered")
 
-    request_id: bytes
-    length: int
-    encoding: bytes
-    accepted: bytes
-    json_bytes: bytes | None
+    def __init__(self, scope: Scope, body: bytes = b"") -> None:
+        super().__init__(scope)
+        self.body = body
+        self.is_answered = False
+
+    @abstractmethod
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer; called once. headers: all but the body's length and the request's id."""
 
 
 class ClientDisconnected(Exception):  # noqa: N818 - nobody's error
     """The client went away before its request was complete."""
 
 
-class Endpoint:
-    """A path that answers POST; whatever happens, with JSON.
-
-    answer: may raise RequestError.
-    """
+class Endpoint(Generic[AnyAsked]):
+    """A path that answers POST; whatever happens, with JSON."""
 
     def __init__(
-        self,
-        answer: Callable[[Call], Awaitable[Answer]],
-        answered: Answered,
-        *,
-        max_body_bytes: int,
+        self, codec: Codec[AnyAsked], runner: Runner, answered: Answered, *, max_body_bytes: int
     ) -> None:
-        self._answer = answer
+        self._codec = codec
+        self._runner = runner
         self._answered = answered
         self._max_body_bytes = max_body_bytes
 
+    def take(self, exchange: Exchange) -> None:
+        """Answer a request whose body is there, now or as soon as the model ran."""
+        self._answered.begin()
+        self._take(exchange)
+
+    def refuse(self, exchange: Exchange, error: BaseException) -> None:
+        """Answer what an error means. Raises what is not for clients: the end of the process."""
+        refused = _refusal(exchange, error)
+        more = [(name.encode(), value.encode()) for name, value in refused.headers.items()]
+        headers = _OF_ERRORS.plus(*more) if more else _OF_ERRORS
+        self._reply(exchange, refused.status, headers, error_body(refused.message))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        began = self._answered.begin()
-        method, path, head = scope["method"], scope["path"], _head(scope["headers"])
+        """Answer one request as an ASGI application."""
+        exchange = _Awaited(scope)
+        self._answered.begin()
         try:
-            status, headers, body = await self._respond(method, path, head, receive)
+            # The server has checked that it is a number.
+            announced = int(exchange.headers.get(b"content-length", 0))
+            exchange.body = await read_body(receive, announced, self._max_body_bytes)
+            self._take(exchange)
+            await exchange.replied.wait()
         except ClientDisconnected:
             self._answered.abandon()
             return
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
-            refused = _refusal(path, head.request_id, error)
-            status, body = refused.status, error_body(refused.message)
-            headers = [_JSON, *_encoded(refused.headers)]
-        headers += ((b"content-length", b"%d" % len(body)), (REQUEST_ID, head.request_id))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-        self._answered.end(began, status, method, path, head.request_id)
+            self.refuse(exchange, error)
+        for message in exchange.messages:
+            await send(message)
 
-    async def _respond(
-        self, method: str, path: str, head: Head, receive: Receive
-    ) -> tuple[int, Headers, bytes]:
-        if method != "POST":
-            raise method_not_allowed(path, method, "POST")
+    def _take(self, exchange: Exchange) -> None:
+        try:
+            model = self._runner.model
+            asked = self._decode(model, exchange)
+            self._runner.begin(model, asked, partial(self._ran, exchange, model, asked))
+        except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
+            self.refuse(exchange, error)
 
-        async def read() -> bytes:
-            body = await read_body(receive, head.length, self._max_body_bytes)
-            return decoded(body, head.encoding, self._max_body_bytes) if head.encoding else body
+    def _decode(self, model: Model, exchange: Exchange) -> AnyAsked:
+        if exchange.method != "POST":
+            raise method_not_allowed(exchange.path, exchange.method, "POST")
+        if len(exchange.body) > self._max_body_bytes:
+            raise _too_large(self._max_body_bytes, "more")
+        if encoding := exchange.headers.get(b"content-encoding"):
+            exchange.body = decoded(exchange.body, encoding, self._max_body_bytes)
+        return self._codec.decode(model, exchange)
 
-        headers, body, json_bytes = await self._answer(Call(path, read, head.json_bytes))
-        if json_bytes is None:
-            headers = [_JSON, *headers]
+    def _ran(self, exchange: Exchange, model: Model, asked: AnyAsked, outcome: Outcome) -> None:
+        if isinstance(outcome, BaseException):
+            self.refuse(exchange, outcome)
+            return
+        try:
+            headers, body = self._codec.encode(model, asked, outcome)
+        except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
+            self.refuse(exchange, error)
+            return
+        accepted = exchange.headers.get(b"accept-encoding")
+        if accepted and is_worth(body, accepted):
+            self._reply_compressed(exchange, headers.plus(*GZIP), body)
         else:
-            headers = [_BINARY, (_JSON_BYTES, b"%d" % json_bytes), *headers]
-        if head.accepted and is_worth(body, head.accepted):
-            body, more = await encoded(body)
-            headers += more
-        return 200, headers, body
+            self._reply(exchange, 200, headers, body)
+
+    def _reply_compressed(self, exchange: Exchange, headers: Headers, body: bytes) -> None:
+        if len(body) <= INLINE_BYTES:
+            self._reply(exchange, 200, headers, compressed(body))
+            return
+        compressing = asyncio.get_running_loop().run_in_executor(None, compressed, body)
+        compressing.add_done_callback(
+            lambda done: self._reply(exchange, 200, headers, done.result())
+        )
+
+    def _reply(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+        if exchange.is_answered:
+            return  # it was told that the server stops
+        exchange.is_answered = True
+        exchange.reply(status, headers, body)
+        self._answered.end(exchange, status)
+
+
+class _Awaited(Exchange):
+    """An exchange that a coroutine waits for. messages: the answer, as ASGI has it."""
+
+    __slots__ = ("messages", "replied")
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
+        self.replied = asyncio.Event()
+        self.messages: tuple[Message, ...] = ()
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """Let the coroutine go on."""
+        pairs = [
+            *headers.pairs,
+            (b"content-length", b"%d" % len(body)),
+            (REQUEST_ID, self.request_id),
+        ]
+        self.messages = (
+            {"type": "http.response.start", "status": status, "headers": pairs},
+            {"type": "http.response.body", "body": body},
+        )
+        self.replied.set()
 
 
 async def read_body(receive: Receive, announced: int, max_bytes: int) -> bytes:
@@ -149,31 +207,11 @@ def method_not_allowed(path: str, method: str, allowed: str) -> RequestError:
     return RequestError(405, f"{path}: expected {allowed}, got {method}", {"allow": allowed})
 
 
-def _head(headers: Headers) -> Head:
-    length, encoding, accepted, given, traceparent = 0, b"", b"", b"", b""
-    json_bytes: bytes | None = None
-    for name, value in headers:
-        if name == b"content-length":
-            # The server has checked that it is a number.
-            length = int(value)
-        elif name == b"accept-encoding":
-            accepted = value
-        elif name == b"content-encoding":
-            encoding = value
-        elif name == REQUEST_ID:
-            given = value
-        elif name == TRACEPARENT:
-            traceparent = value
-        elif name == _JSON_BYTES:
-            json_bytes = value
-    return Head(request_id(given, traceparent), length, encoding, accepted, json_bytes)
-
-
-def _refusal(path: str, asked: bytes, error: BaseException) -> RequestError:
+def _refusal(exchange: Exchange, error: BaseException) -> RequestError:
     """Return what a client is told. Raises what is not for clients: the end of the process."""
     if isinstance(error, RequestError):
         return error
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, CancelledError):
         return RequestError(503, "the server stopped before the request was complete")
     if not isinstance(error, Exception):
         raise error
@@ -181,8 +219,8 @@ def _refusal(path: str, asked: bytes, error: BaseException) -> RequestError:
     frames = [" ".join(frame.split()) for frame in traceback.format_tb(error.__traceback__)]
     logs.error(
         "request_failed",
-        endpoint=path,
-        request_id=asked.decode(),
+        endpoint=exchange.path,
+        request_id=exchange.request_id.decode(),
         error=type(error).__name__,
         frames=frames,
     )
@@ -198,7 +236,3 @@ def _body(message: Message) -> bytes:
 
 def _too_large(max_bytes: int, came: str) -> RequestError:
     return RequestError(413, f"body: expected at most {max_bytes} bytes, got {came}")
-
-
-def _encoded(headers: dict[str, str]) -> Headers:
-    return [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -3,15 +3,18 @@
 Called by endpoint.py with each request. The codec is tensors.py.
 """
 
-from serving.endpoint import Answer, Call
+from serving.contract import Array
+from serving.endpoint import Exchange
 from serving.errors import RequestError
+from serving.headers import Headers
 from serving.model import Model
-from serving.runner import Runner
+from serving.tensors import Request
 
 PREFIX, SUFFIX = "/v2/models/", "/infer"
 # As which its metrics are counted, whatever the name in the path.
 ENDPOINT = f"{PREFIX}{{name}}{SUFFIX}"
 _MOST_DIGITS = 18
+_JSON_BYTES = b"inference-header-content-length"
 
 
 def is_infer(path: str) -> bool:
@@ -25,20 +28,22 @@ def is_infer(path: str) -> bool:
 
 
 class Infer:
-    """The outputs of the model that is served at the moment, if it is the one in the path."""
+    """The codec of tensors, for the model in the path, if it is the one that is served."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def decode(self, model: Model, exchange: Exchange) -> Request:
+        """Return what a request asks of the model. Raises RequestError."""
+        check_name(model, exchange.path[len(PREFIX) : -len(SUFFIX)])
+        json_bytes = exchange.headers.get(_JSON_BYTES)
+        return model.tensors.decode(
+            exchange.body, None if json_bytes is None else _count(json_bytes)
+        )
 
-    async def __call__(self, call: Call) -> Answer:
-        """Answer one request. Raises RequestError."""
-        model = self._runner.model
-        check_name(model, call.path[len(PREFIX) : -len(SUFFIX)])
-        body = await call.read()
-        json_bytes = None if call.json_bytes is None else _count(call.json_bytes)
-        asked = model.tensors.decode(body, json_bytes)
-        outputs = await self._runner.run(model, asked.inputs, asked.outputs)
-        return Answer(model.headers, *model.tensors.encode(asked, outputs))
+    def encode(self, model: Model, asked: Request, outputs: list[Array]) -> tuple[Headers, bytes]:
+        """Return the answer; where binary data follows its JSON, headers say so."""
+        body, json_bytes = model.tensors.encode(asked, outputs)
+        if json_bytes is None:
+            return model.headers, body
+        return model.headers_of_binary.plus((_JSON_BYTES, b"%d" % json_bytes)), body
 
 
 def check_name(model: Model, named: str) -> None:

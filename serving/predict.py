@@ -5,35 +5,37 @@ Called by endpoint.py with each request, and by routes.py with the model's own s
 
 from collections.abc import Callable
 
+from serving.asked import Asked
 from serving.contract import Array
-from serving.endpoint import Answer, Call
+from serving.endpoint import Exchange
 from serving.errors import RequestError
+from serving.headers import Headers
 from serving.metadata import no_labels
 from serving.model import Model
 from serving.rows import Rows, why_no_rows
-from serving.runner import Runner
 
 Encode = Callable[[Rows, list[Array]], bytes]
 
 
 class Predict:
-    """`encode(outputs)` of the model that is served at the moment.
+    """The codec of rows; `encode(outputs)` is the answer.
 
     needs_labels: whether it is for classifiers only.
     """
 
-    def __init__(self, runner: Runner, encode: Encode, *, needs_labels: bool) -> None:
-        self._runner = runner
+    def __init__(self, encode: Encode, *, needs_labels: bool) -> None:
         self._encode = encode
         self._needs_labels = needs_labels
 
-    async def __call__(self, call: Call) -> Answer:
-        """Answer one request. Raises RequestError."""
-        model = self._runner.model
+    def decode(self, model: Model, exchange: Exchange) -> Asked:
+        """Return what a request asks of the model. Raises RequestError."""
         rows = rows_of(model, needs_labels=self._needs_labels)
-        inputs = rows.decode(await call.read())
-        outputs = await self._runner.run(model, inputs, model.output_names)
-        return Answer(model.headers, self._encode(rows, outputs))
+        return Asked(rows.decode(exchange.body), model.output_names)
+
+    def encode(self, model: Model, _: Asked, outputs: list[Array]) -> tuple[Headers, bytes]:
+        """Return the answer."""
+        rows = rows_of(model, needs_labels=self._needs_labels)
+        return model.headers, self._encode(rows, outputs)
 
 
 def rows_of(model: Model, *, needs_labels: bool) -> Rows:

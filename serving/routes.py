@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from serving import openapi
+from serving.asked import Asked
 from serving.contract import arrays
 from serving.endpoint import error_body, method_not_allowed
 from serving.environment import other_versions
@@ -251,6 +252,6 @@ async def _sample_prediction(runner: Runner, encode: Encode, *, needs_labels: bo
     model = runner.model
     rows = rows_of(model, needs_labels=needs_labels)
     sample = arrays(model.contract.inputs, model.contract.sample()[0])
-    outputs = await runner.run(model, sample, model.output_names)
-    headers = {name.decode(): value.decode() for name, value in model.headers}
-    return Response(encode(rows, outputs), media_type="application/json", headers=headers)
+    outputs = await runner.run(model, Asked(sample, model.output_names))
+    headers = {name.decode(): value.decode() for name, value in model.headers.pairs}
+    return Response(encode(rows, outputs), headers=headers)

@@ -1,6 +1,6 @@
 """Where requests meet the model: the one seam between the endpoints and a session.
 
-Endpoints hand in arrays and get arrays back; how runs are scheduled is decided here and nowhere
+Endpoints hand in arrays and are told arrays; how runs are scheduled is decided here and nowhere
 else. Requests that wait share a run, where the contract allows it; none waits for others to come.
 """
 
@@ -8,16 +8,17 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from serving.asked import Asked
 from serving.contract import Array
 from serving.errors import RequestError
 from serving.metrics import Metrics
-from serving.model import Model, rows_in, values_in
+from serving.model import Model, values_in
 
 # A thread hop costs about 0.1 ms; a run below this is over before the hop is.
 _INLINE_SECONDS = 0.001
@@ -26,43 +27,49 @@ _INLINE_SECONDS = 0.001
 # cost says nothing of what its values can make it do.
 _SLOW_SECONDS = 0.1
 
-Inputs = dict[str, Array]
+# A request's outputs, in the order that it asked for them, or why it has none.
+Outcome = list[Array] | BaseException
+Told = Callable[[Outcome], None]
 
 
-@dataclass(slots=True, eq=False)
 class Waiting:
-    """A request that waits for a run. answer: its outputs, in the order of their names."""
+    """A request that waits for a run.
 
-    model: Model
-    inputs: Inputs
-    outputs: Sequence[str]
-    rows: int
-    values: int
-    answer: asyncio.Future[list[Array]]
-    since: float
+    told: called with what came of it. sizes: of its inputs, but for the rows.
+    """
+
+    __slots__ = ("asked", "model", "rows", "since", "sizes", "told", "values")
+
+    def __init__(self, model: Model, asked: Asked, told: Told) -> None:
+        self.model = model
+        self.asked = asked
+        self.told = told
+        self.rows = self.values = 0
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        for name, array in asked.inputs.items():
+            self.rows = array.shape[0]
+            self.values += array.size
+            self.sizes[name] = array.shape[1:]
+        self.since = time.perf_counter()
 
     def may_share_with(self, other: "Waiting") -> bool:
         """Tell whether both can be one run: of one model, and alike but in their rows."""
         return (
             self.model is other.model
-            and self.outputs == other.outputs
-            and all(
-                array.shape[1:] == other.inputs[name].shape[1:]
-                for name, array in self.inputs.items()
-            )
+            and self.sizes == other.sizes
+            and self.asked.outputs == other.asked.outputs
         )
 
 
 class Runner:
     """The model that is served at the moment, and the thread its long runs go to.
 
-    degraded: why that is not the model that should be served; None when it is. under_way: says how
-    many requests of this worker have come and are not answered. max_rows: the most of a run.
+    degraded: why that is not the model that should be served; None when it is. max_rows: the most
+    of a run.
     """
 
     def __init__(self, metrics: Metrics, *, max_rows: int) -> None:
         self.degraded: str | None = None
-        self.under_way: Callable[[], int] = lambda: 1
         self._model: Model | None = None
         self._slow: Model | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -94,45 +101,38 @@ class Runner:
         """Whether there is a model, its golden rows having come out right in this process."""
         return self._model is not None
 
-    async def run(self, model: Model, inputs: Inputs, outputs: Sequence[str]) -> list[Array]:
-        """Return outputs of the model for one request, in the order of their names.
+    def begin(self, model: Model, asked: Asked, told: Told) -> None:
+        """Have the model run for one request, and call told() with what came of it.
 
-        A run that would hold up the event loop goes to a thread of its own. What comes meanwhile,
-        or in the same turn of the event loop, waits and shares the next run.
+        In the next turn of the event loop, with all that came in this one; a run that would hold
+        it up goes to a thread of its own, and what comes meanwhile shares the next one.
         """
-        rows, values = rows_in(inputs), values_in(inputs)
-        if not model.contract.batches:
-            return await self._run_alone(model, inputs, outputs, values)
-        if self._is_alone() and self._is_short(model, values):
-            self._metrics.queue_seconds.observe(0)
-            return self._timed(model, inputs, outputs, rows)
+        if model.batches:
+            self._waiting.append(Waiting(model, asked, told))
+            self._schedule()
+        else:
+            self._run_alone(model, asked, told)
+
+    async def run(self, model: Model, asked: Asked) -> list[Array]:
+        """Return what came of a run for one request."""
         answer: asyncio.Future[list[Array]] = self._loop.create_future()
-        self._waiting.append(
-            Waiting(model, inputs, outputs, rows, values, answer, time.perf_counter())
-        )
-        self._schedule()
+        self.begin(model, asked, partial(_settle, answer))
         return await answer
 
     def close(self) -> None:
         """Wait for the runs under way and end the thread."""
         self._thread.shutdown()
 
-    def _is_alone(self) -> bool:
-        """Tell whether no other request of this worker is under way: then there is none to join."""
-        return not self._waiting and not self._busy and self.under_way() <= 1
-
     def _is_short(self, model: Model, values: int) -> bool:
         """Tell whether a run of so many values may be made on the event loop."""
         return model is not self._slow and model.seconds_per_value * values < _INLINE_SECONDS
 
-    async def _run_alone(
-        self, model: Model, inputs: Inputs, outputs: Sequence[str], values: int
-    ) -> list[Array]:
-        if self._is_short(model, values):
-            return self._timed(model, inputs, outputs, 1)
-        return await self._loop.run_in_executor(
-            self._thread, self._timed, model, inputs, outputs, 1
-        )
+    def _run_alone(self, model: Model, asked: Asked, told: Told) -> None:
+        if self._is_short(model, values_in(asked.inputs)):
+            told(self._outcome(model, asked, 1))
+            return
+        running = self._loop.run_in_executor(self._thread, self._outcome, model, asked, 1)
+        running.add_done_callback(lambda done: told(done.result()))
 
     def _schedule(self) -> None:
         if self._waiting and not self._scheduled and not self._busy:
@@ -146,14 +146,14 @@ class Runner:
         batch = self._next_batch()
         rows = sum(one.rows for one in batch)
         if self._is_short(batch[0].model, sum(one.values for one in batch)):
-            self._answer(batch, rows)
+            _tell(batch, self._outcomes(batch, rows))
             # What is left waits for another turn: health is asked in between.
             self._schedule()
             return
         self._busy = True
-        running = self._loop.run_in_executor(self._thread, self._answers, batch, rows)
+        running = self._loop.run_in_executor(self._thread, self._outcomes, batch, rows)
 
-        def ran(done: asyncio.Future[list[list[Array] | BaseException]]) -> None:
+        def ran(done: asyncio.Future[list[Outcome]]) -> None:
             self._busy = False
             _tell(batch, done.result())
             self._schedule()
@@ -164,7 +164,8 @@ class Runner:
         """Return the requests of the next run, the longest waiting first; the others wait on."""
         now = time.perf_counter()
         first = self._waiting.popleft()
-        batch, rows, left = [first], first.rows, deque[Waiting]()
+        batch, rows = [first], first.rows
+        left: deque[Waiting] = deque()
         for one in self._waiting:
             if rows + one.rows <= self._max_rows and one.may_share_with(first):
                 batch.append(one)
@@ -176,56 +177,57 @@ class Runner:
             self._metrics.queue_seconds.observe(now - one.since)
         return batch
 
-    def _answer(self, batch: list[Waiting], rows: int) -> None:
-        _tell(batch, self._answers(batch, rows))
-
-    def _answers(self, batch: list[Waiting], rows: int) -> list[list[Array] | BaseException]:
-        """Return each request's outputs, or why it has none: never because of another one."""
+    def _outcomes(self, batch: list[Waiting], rows: int) -> list[Outcome]:
+        """Return what came of each request: never a failure because of another one."""
         if len(batch) > 1:
             # Whose fault it is shows when each runs alone.
             with contextlib.suppress(Exception):
-                return list(self._shared(batch, rows))
-        return [self._alone(one) for one in batch]
+                return self._shared(batch, rows)
+        return [self._outcome(one.model, one.asked, one.rows) for one in batch]
 
-    def _shared(self, batch: list[Waiting], rows: int) -> list[list[Array]]:
-        first = batch[0]
+    def _shared(self, batch: list[Waiting], rows: int) -> list[Outcome]:
+        model, asked = batch[0].model, batch[0].asked
         inputs = {
-            name: np.concatenate([one.inputs[name] for one in batch]) for name in first.inputs
+            name: np.concatenate([one.asked.inputs[name] for one in batch]) for name in asked.inputs
         }
-        outputs = self._timed(first.model, inputs, first.outputs, rows)
+        outputs = self._timed(model, Asked(inputs, asked.outputs), rows)
         if any(len(output) != rows for output in outputs):
             raise ValueError("the model does not give a row for each row")
-        answers, start = [], 0
+        found: list[Outcome] = []
+        start = 0
         for one in batch:
-            answers.append([output[start : start + one.rows] for output in outputs])
-            start += one.rows
-        return answers
+            end = start + one.rows
+            found.append([output[start:end] for output in outputs])
+            start = end
+        return found
 
-    def _alone(self, one: Waiting) -> list[Array] | BaseException:
+    def _outcome(self, model: Model, asked: Asked, rows: int) -> Outcome:
         try:
-            return self._timed(one.model, one.inputs, one.outputs, one.rows)
-        except Exception as error:  # noqa: BLE001 - it is the request's answer
+            return self._timed(model, asked, rows)
+        except Exception as error:  # noqa: BLE001 - it is what came of it
             return error
 
-    def _timed(
-        self, model: Model, inputs: Inputs, outputs: Sequence[str], rows: int
-    ) -> list[Array]:
+    def _timed(self, model: Model, asked: Asked, rows: int) -> list[Array]:
         started = time.perf_counter()
-        answered = model.run(inputs, outputs)
+        outputs = model.run(asked.inputs, asked.outputs)
         seconds = time.perf_counter() - started
         if seconds > _SLOW_SECONDS:
             self._slow = model
         self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_rows.observe(rows)
         self._metrics.rows.add(rows)
-        return answered
+        return outputs
 
 
-def _tell(batch: list[Waiting], answers: list[list[Array] | BaseException]) -> None:
-    for one, answer in zip(batch, answers, strict=True):
-        if one.answer.done():
-            continue  # whoever waited was cancelled
-        if isinstance(answer, BaseException):
-            one.answer.set_exception(answer)
-        else:
-            one.answer.set_result(answer)
+def _tell(batch: list[Waiting], outcomes: list[Outcome]) -> None:
+    for one, outcome in zip(batch, outcomes, strict=True):
+        one.told(outcome)
+
+
+def _settle(answer: asyncio.Future[list[Array]], outcome: Outcome) -> None:
+    if answer.done():
+        return  # whoever waited was cancelled
+    if isinstance(outcome, BaseException):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

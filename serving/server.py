@@ -8,7 +8,6 @@ import asyncio
 import gc
 import logging
 import os
-import re
 import signal
 import socket
 import sys
@@ -21,15 +20,15 @@ import uvicorn
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 from serving import logs
 from serving.app import App, create_app
 from serving.child import Child
 from serving.container import shared_memory
-from serving.endpoint import error_body
 from serving.errors import StartupError
+from serving.headers import CLOSE
+from serving.protocol import HttpProtocol
 from serving.settings import Settings
 from serving.shared import Shared
 from serving.source import Source
@@ -45,8 +44,6 @@ _FOLLOWER_PAUSE_SECONDS = 1.0
 # During a fork.
 _HELD_BACK = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 _POLL_SECONDS = 0.02
-_LARGEST_HEAD_BYTES = 1 << 16
-_CLOSE = (b"connection", b"close")
 # Clients that reuse connections get that long to send, and be told to connect elsewhere.
 _LAST_REQUESTS_SECONDS = 0.5
 
@@ -251,7 +248,7 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config.http = DrainingProtocol
+        self.config.http = HttpProtocol
         self.config.timeout_notify = _HEARTBEAT_SECONDS
         # Before gunicorn's own limit, which kills.
         self.config.timeout_graceful_shutdown = max(1, self.cfg.graceful_timeout - 2)
@@ -275,7 +272,6 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
         self.config.app = app
         server = DrainingServer(self.config, self.cfg.graceful_timeout)
         self._server = server
-        app.tell_under_way(server.server_state.tasks.__len__)
         # gunicorn's master passes INT on as QUIT.
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.stop)
         heartbeat = asyncio.create_task(self._beat_until_started(server))
@@ -324,11 +320,11 @@ class DrainingServer(uvicorn.Server):
 
     def send_clients_elsewhere(self) -> None:
         """Close each connection with its next answer, which says so; accept new ones still."""
-        if _CLOSE in self.config.encoded_headers:
+        if CLOSE in self.config.encoded_headers:
             return
         # uvicorn makes the second out of the first each second.
-        self.config.encoded_headers.append(_CLOSE)
-        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        self.config.encoded_headers.append(CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain: answers say that the connection closes, and it does."""
@@ -337,54 +333,6 @@ class DrainingServer(uvicorn.Server):
         while self.server_state.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(_POLL_SECONDS)
         await super().shutdown(sockets)
-
-
-class DrainingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with what it lacks: limits, one form of errors, a whole drain."""
-
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Read on, but for no head of a request without end."""
-        if b"pgrade:" in data:
-            data = self._without_upgrade(data)
-        super().data_received(data)
-        if not self._reading_a_head():
-            self._head_bytes = 0
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > _LARGEST_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(431, f"head: expected at most {_LARGEST_HEAD_BYTES} bytes, got more")
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP in the form that all errors have."""
-        self._refuse(400, msg)
-
-    def shutdown(self) -> None:
-        """Close the connection once the request that has begun, if any, is answered."""
-        if not self._reading_a_head():
-            super().shutdown()
-
-    def _reading_a_head(self) -> bool:
-        # on_message_begin makes the scope, on_headers_complete gives it its method.
-        return self.scope is not None and "method" not in self.scope
-
-    def _without_upgrade(self, data: bytes) -> bytes:
-        """Ignore an offer to upgrade, as HTTP allows: the parser would drop the body.
-
-        Java's client makes one with each first request.
-        """
-        if self.cycle is not None and self.cycle.more_body:
-            return data  # of a body
-        head, end, body = data.partition(b"\r\n\r\n")
-        return re.sub(rb"(?i)\r\nupgrade:[^\r\n]*", b"", head) + end + body
-
-    def _refuse(self, status: int, message: str) -> None:
-        body = error_body(message)
-        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        head += "connection: close\r\n\r\n"
-        self.transport.write(STATUS_LINE[status] + head.encode() + body)
-        self.transport.close()
 
 
 def _give_back_row(master: Master, worker: Worker) -> None:

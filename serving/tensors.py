@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
+from serving.asked import Asked
 from serving.contract import Array, Contract
 from serving.errors import RequestError
 from serving.tensor import DATATYPES, PARAMETERS, InputFields, Parameters, TensorCodec, to_binary
@@ -39,17 +40,11 @@ class _Body(msgspec.Struct):
     outputs: list[_Output] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asks for.
-
-    id: its own, or "". inputs: arrays of the contract's dtypes, by name. outputs: which, in
-    the order of the answer; binary: which of them as binary data.
-    """
+@dataclass(slots=True, eq=False)
+class Request(Asked):
+    """What a client asks for. id: its own, or "". binary: which outputs as binary data."""
 
     id: str
-    inputs: dict[str, Array]
-    outputs: list[str]
     binary: frozenset[str]
 
 
@@ -90,7 +85,8 @@ class Tensors:
             raise RequestError(
                 400, f"body: expected {end - size} bytes of binary data, got {len(body) - size}"
             )
-        return Request(asked.id or "", inputs, *self._asked_outputs(asked))
+        outputs, binary = self._asked_outputs(asked)
+        return Request(inputs, outputs, asked.id or "", binary)
 
     def encode(self, request: Request, outputs: list[Array]) -> tuple[bytes, int | None]:
         """Return the answer, and how many bytes of it are JSON if not all of them.
@@ -217,7 +213,7 @@ class Tensors:
             )  # fmt: skip
         ((name, codec),) = self._inputs.items()
         array = codec.from_raw(f'"{name}"', body, one_row=self._contract.batches)
-        return Request("", {name: array}, self._outputs, frozenset(self._outputs))
+        return Request({name: array}, self._outputs, "", frozenset(self._outputs))
 
 
 def _refuse(error: Exception) -> NoReturn:

@@ -8,7 +8,7 @@ import signal
 import httpx
 import pytest
 
-from serving.answered import request_id
+from serving.headers import request_id
 from tests.servers import ROWS, Start, connect, wait_until, wait_until_read, workers
 
 MADE = re.compile(r"[0-9a-f]{32}")

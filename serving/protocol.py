@@ -1,0 +1,151 @@
+"""uvicorn's HTTP/1.1 protocol with what it lacks: limits, one form of errors, a whole drain.
+
+And with a short way for the hot path: a request that came whole is handed to its endpoint at
+once, and its answer is written at once. Whatever else there is to HTTP stays uvicorn's, and so
+does a request that comes in pieces: then an ASGI task waits for the rest of it.
+
+The short way saves a task, two ASGI messages, and a look at each header of the answer: a third
+of what a request costs (`make bench SCENARIOS=micro`).
+"""
+
+import asyncio
+import re
+from typing import Any, cast
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from serving.endpoint import Endpoint, Exchange, error_body
+from serving.headers import CLOSE, JSON, REQUEST_ID, Headers, Pair
+
+_LARGEST_HEAD_BYTES = 1 << 16
+_CLOSES = Headers(CLOSE)
+_LAST = b"content-length: %d\r\n" + REQUEST_ID + b": %b\r\n\r\n"
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    _head_bytes = 0
+    # A hot request whose head is there, until it is known whether its body came with it.
+    _begun: "tuple[RequestResponseCycle, Endpoint[Any]] | None" = None
+    # uvicorn makes new ones each second.
+    _default_headers: list[Pair] = []  # noqa: RUF012 - never changed
+    _default_lines = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, but for no head of a request without end."""
+        if b"pgrade:" in data:
+            data = self._without_upgrade(data)
+        super().data_received(data)
+        if self._begun:
+            cycle, _ = self._begun
+            self._begun = None
+            super()._start_asgi_task(cycle, self.app)
+        if not self._reading_a_head():
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _LARGEST_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(431, f"head: expected at most {_LARGEST_HEAD_BYTES} bytes, got more")
+
+    def on_message_complete(self) -> None:
+        """Note that a body has come; a hot request is whole then."""
+        super().on_message_complete()
+        if self._begun:
+            cycle, endpoint = self._begun
+            self._begun = None
+            self._take(cycle, endpoint)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the form that all errors have."""
+        self._refuse(400, msg)
+
+    def shutdown(self) -> None:
+        """Close the connection once the request that has begun, if any, is answered."""
+        if not self._reading_a_head():
+            super().shutdown()
+
+    def answer(
+        self, exchange: "DirectExchange", status: int, headers: Headers, body: bytes
+    ) -> None:
+        """Write a whole answer, and let the connection's next request begin."""
+        cycle = exchange.cycle
+        self.tasks.discard(exchange)
+        if cycle.disconnected:
+            return
+        if self._default_headers is not cycle.default_headers:
+            self._default_headers = cycle.default_headers
+            self._default_lines = Headers(*cycle.default_headers).lines
+        lines = self._default_lines
+        says_so = CLOSE in cycle.default_headers
+        if not cycle.keep_alive and not says_so:
+            lines += _CLOSES.lines
+        cycle.response_started = cycle.response_complete = True
+        last = _LAST % (len(body), exchange.request_id)
+        self.transport.write(b"".join((STATUS_LINE[status], lines, headers.lines, last, body)))
+        if says_so or not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        endpoint = self.app.hot(cycle.scope) if cycle.scope["method"] == "POST" else None
+        if endpoint is None or cycle.waiting_for_100_continue or self.flow.write_paused:
+            super()._start_asgi_task(cycle, app)
+        elif cycle.more_body:
+            self._begun = cycle, endpoint
+        else:
+            self._take(cycle, endpoint)
+
+    def _take(self, cycle: RequestResponseCycle, endpoint: Endpoint[Any]) -> None:
+        exchange = DirectExchange(self, cycle, endpoint)
+        # A drain waits for them all, and cancels at last those that are left.
+        self.tasks.add(exchange)  # type: ignore[arg-type] # no task, but it can be cancelled
+        endpoint.take(exchange)
+
+    def _reading_a_head(self) -> bool:
+        # on_message_begin makes the scope, on_headers_complete gives it its method.
+        return self.scope is not None and "method" not in self.scope
+
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """Ignore an offer to upgrade, as HTTP allows: the parser would drop the body.
+
+        Java's client makes one with each first request.
+        """
+        if self.cycle is not None and self.cycle.more_body:
+            return data  # of a body
+        head, end, body = data.partition(b"\r\n\r\n")
+        return re.sub(rb"(?i)\r\nupgrade:[^\r\n]*", b"", head) + end + body
+
+    def _refuse(self, status: int, message: str) -> None:
+        body = error_body(message)
+        head = Headers(JSON, (b"content-length", b"%d" % len(body)), CLOSE)
+        self.transport.write(STATUS_LINE[status] + head.lines + b"\r\n" + body)
+        self.transport.close()
+
+
+class DirectExchange(Exchange):
+    """An exchange that is answered on its connection."""
+
+    __slots__ = ("_endpoint", "_protocol", "cycle")
+
+    def __init__(
+        self, protocol: HttpProtocol, cycle: RequestResponseCycle, endpoint: Endpoint[Any]
+    ) -> None:
+        super().__init__(cast(Scope, cycle.scope), bytes(cycle.body))
+        self.cycle = cycle
+        self._protocol = protocol
+        self._endpoint = endpoint
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """Write the answer."""
+        self._protocol.answer(self, status, headers, body)
+
+    def cancel(self, msg: str | None = None) -> None:  # noqa: ARG002 - as a task has it
+        """Answer soon that there will be no answer."""
+        stopped = asyncio.CancelledError()
+        self._protocol.loop.call_soon(self._endpoint.refuse, self, stopped)
