@@ -1,0 +1,197 @@
+"""However a request comes, in one piece or byte by byte, alone or behind others: one answer."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from socket import socket
+from typing import Any, BinaryIO
+
+import httpx
+import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from model_in_image.source import ModelInImageSettings
+from serving.app import create_app
+from serving.contract import Array
+from serving.model import Model
+from serving.protocol import HttpProtocol
+from tests.servers import ROWS, connect, wait_until, wait_until_read
+
+BODY = json.dumps({"data": ROWS}).encode()
+
+
+@dataclass
+class Answer:
+    """An answer as it was read. headers: by their names."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
+def request(
+    *headers: str, body: bytes = BODY, path: str = "/predict", version: str = "1.1"
+) -> bytes:
+    lines = [f"POST {path} HTTP/{version}", "Host: test", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def read_answer(stream: BinaryIO) -> Answer:
+    status = int(stream.readline().split()[1])
+    lines = list(iter(stream.readline, b"\r\n"))
+    pairs = [line.decode().rstrip().split(": ", 1) for line in lines]
+    headers = {name: value for name, value in pairs}  # noqa: C416 - two of one name are a mistake
+    assert len(headers) == len(pairs)
+    return Answer(status, headers, json.loads(stream.read(int(headers["content-length"]))))
+
+
+def read_answers(connection: socket, count: int) -> list[Answer]:
+    with connection.makefile("rb") as stream:
+        return [read_answer(stream) for _ in range(count)]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/iris/infer"])
+def test_a_request_in_pieces_is_answered_as_one_that_came_whole(
+    iris: httpx.Client, path: str
+) -> None:
+    """Whichever way it takes through the server, also for one that is refused."""
+    data = {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": ROWS[0]}
+    body = BODY if path == "/predict" else json.dumps({"inputs": [data]}).encode()
+    for content, status in ((body, 200), (body[:-1], 400)):
+        whole = request("X-Request-ID: one", body=content, path=path)
+        found = []
+        for cuts in ([], [9], [whole.index(b"\r\n\r\n") + 4], [len(whole) - 1], [20, 90, 110]):
+            with connect(str(iris.base_url)) as connection:
+                for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+                    connection.sendall(whole[start:end])
+                    wait_until_read(connection)
+                found += read_answers(connection, 1)
+        for answer in found:
+            answer.headers.pop("date")
+            assert answer == found[0]
+        assert found[0].status == status
+        assert found[0].headers["x-request-id"] == "one"
+
+
+def test_requests_behind_each_other_are_answered_in_order(iris: httpx.Client) -> None:
+    """Hot ones, one that is refused, one that is not hot, and one larger than a buffer."""
+    large = b'{"data": [%b]}' % b",".join([b"[5.1, 3.5, 1.4, 0.20000000000000000000]"] * 1000)
+    bodies = [BODY, b"{", BODY, large + b" " * 100_000, BODY]
+    sent = [request(f"X-Request-ID: {number}", body=body) for number, body in enumerate(bodies)]
+    sent.insert(2, b"GET /health HTTP/1.1\r\nHost: test\r\nX-Request-ID: health\r\n\r\n")
+    with connect(str(iris.base_url)) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(b"".join(sent),))
+        sender.start()
+        found = read_answers(connection, len(sent))
+        sender.join()
+
+    asked = [answer.headers["x-request-id"] for answer in found]
+    assert asked == ["0", "1", "health", "2", "3", "4"]
+    assert [answer.status for answer in found] == [200, 400, 200, 200, 200, 200]
+    assert len(found[4].body["prediction"]) == 1000
+
+
+@pytest.mark.parametrize(
+    "last", [request(version="1.0"), request("Connection: close")], ids=["HTTP/1.0", "close"]
+)
+def test_the_connection_of_a_last_request_is_closed(iris: httpx.Client, last: bytes) -> None:
+    with connect(str(iris.base_url)) as connection:
+        connection.sendall(last)
+        (answer,) = read_answers(connection, 1)
+
+        assert answer.headers["connection"] == "close"
+        assert connection.recv(1) == b""
+
+
+def test_who_waits_to_be_told_to_send_the_body_is_told(iris: httpx.Client) -> None:
+    """curl does so with a large body."""
+    whole = request("Expect: 100-continue")
+    with connect(str(iris.base_url)) as connection, connection.makefile("rb") as stream:
+        connection.sendall(whole[: -len(BODY)])
+        assert stream.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert stream.readline() == b"\r\n"
+        connection.sendall(BODY)
+
+        assert read_answer(stream).status == 200
+
+
+class Held:
+    """A server in this process whose model runs until it is let go."""
+
+    def __init__(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        directory = store / "iris" / "1"
+        self.app = create_app(ModelInImageSettings(model_dir=directory), directory)
+        self.state = ServerState()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.runs, self.may_end = threading.Event(), threading.Event()
+        run = Model.run
+
+        def held(model: Model, *asked: Any) -> list[Array]:
+            self.runs.set()
+            assert self.may_end.wait(20)
+            return run(model, *asked)
+
+        monkeypatch.setattr(Model, "run", held)
+        # So that it runs in the thread.
+        monkeypatch.setattr("serving.runner._INLINE_SECONDS", 0)
+
+    def serve(self, act: Callable[[BinaryIO], list[Answer]]) -> list[Answer]:
+        """Ask a question, let others act while the model runs, and return what they got."""
+
+        async def serve() -> list[Answer]:
+            self.loop = loop = asyncio.get_running_loop()
+            config = Config(
+                self.app, lifespan="off", ws="none", log_config=None, proxy_headers=False
+            )
+            config.load()
+            listening = await loop.create_server(
+                lambda: HttpProtocol(config, self.state, {}), "127.0.0.1"
+            )
+            async with self.app.router.lifespan_context(self.app), listening:
+                port = listening.sockets[0].getsockname()[1]
+                found = await asyncio.to_thread(self._ask, port, act)
+                self.may_end.set()
+                await asyncio.to_thread(wait_until, lambda: not self.state.tasks)
+            return found
+
+        return asyncio.run(serve())
+
+    def _ask(self, port: int, act: Callable[[BinaryIO], list[Answer]]) -> list[Answer]:
+        with connect(f"http://127.0.0.1:{port}") as connection:
+            connection.sendall(request())
+            assert self.runs.wait(20)
+            with connection.makefile("rb") as stream:
+                return act(stream)
+
+
+def test_who_is_left_at_the_end_of_a_drain_is_told(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn cancels what has not ended in time."""
+    held = Held(store, monkeypatch)
+
+    def cancel(stream: BinaryIO) -> list[Answer]:
+        (left,) = held.state.tasks
+        assert held.loop
+        held.loop.call_soon_threadsafe(left.cancel, "the drain is over")
+        return [read_answer(stream)]
+
+    (answer,) = held.serve(cancel)
+
+    assert answer.status == 503
+    assert answer.body == {"error": "the server stopped before the request was complete"}
+
+
+def test_who_went_away_leaves_nothing_behind(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = Held(store, monkeypatch)
+
+    assert held.serve(lambda _: []) == []
+
+    assert not held.state.tasks
+    assert caplog.records == []
