@@ -1,7 +1,7 @@
-"""The hot path without a network: ASGI applications called directly, microseconds a request.
+"""What a request costs in this process: 64 connections at once, and no network under them.
 
-Run as `python -m benchmarks.micro STORE` in a process of its own; prints JSON. Says where time
-goes that is not the protocol's.
+Run as `python -m benchmarks.micro STORE` in a process of its own. Each application is behind the
+HTTP protocol that it is served with; what is written goes nowhere.
 """
 
 import asyncio
@@ -9,19 +9,59 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_REPEATS, _CALLS = 15, 400
-App = Callable[[Any, Any, Any], Awaitable[None]]
-_BODY = b'{"data":[[5.1,3.5,1.4,0.2]]}'
-_INFER = b'{"inputs":[{"name":"input","shape":[1,4],"datatype":"FP32","data":[5.1,3.5,1.4,0.2]}]}'
+import uvloop
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from benchmarks.load import Ask
+from benchmarks.systems import ROWS, TENSORS
+
+_CONNECTIONS = 64
+_TURNS = 100
+_REPEATS = 9
+_DATE = (b"date", b"Thu, 01 Jan 2026 00:00:00 GMT")
+
+
+@dataclass(frozen=True)
+class Served:
+    """An application, the protocol that it is behind, and what it is asked."""
+
+    app: Any
+    ask: Ask
+    protocol: type[HttpToolsProtocol] = HttpToolsProtocol
+
+
+class Nowhere(asyncio.Transport):
+    """A connection that nobody is at the other end of. answers: how many were written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return an address."""
+        return ("127.0.0.1", 8000) if name in {"sockname", "peername"} else default
+
+    def write(self, data: Any) -> None:
+        """Count the answers that are right."""
+        self.answers += data.startswith(b"HTTP/1.1 200 ")
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def is_closing(self) -> bool:
+        """Return that it is open."""
+        return False
 
 
 def measure(store: Path) -> dict[str, list[float]]:
-    """Return microseconds a request, of each repeat, by what was called."""
-    return asyncio.run(_measure(store))
+    """Return the microseconds of a request in each repeat, by what was asked."""
+    return uvloop.run(_measure(store))
 
 
 async def _measure(store: Path) -> dict[str, list[float]]:
@@ -32,71 +72,54 @@ async def _measure(store: Path) -> dict[str, list[float]]:
     from benchmarks.limit.server import app as limit  # noqa: PLC0415 - reads the environment
     from model_in_image.source import ModelInImageSettings  # noqa: PLC0415 - last, as the others
     from serving.app import create_app  # noqa: PLC0415 - last, as the others
+    from serving.protocol import HttpProtocol  # noqa: PLC0415 - last, as the others
 
     this = create_app(ModelInImageSettings(model_dir=directory), directory)
-    called: dict[str, tuple[App, str, bytes]] = {
-        "limit": (limit, "/predict", _BODY),
-        "bare": (bare, "/predict", _BODY),
-        "this, /predict": (this, "/predict", _BODY),
-        "this, v2 infer": (this, "/v2/models/iris/infer", _INFER),
-        "fastapi": (fastapi, "/predict", _BODY),
+    served = {
+        "limit": Served(limit, ROWS),
+        "bare": Served(bare, ROWS),
+        "this, /predict": Served(this, ROWS, HttpProtocol),
+        "this, v2 infer": Served(this, TENSORS, HttpProtocol),
+        "fastapi": Served(fastapi, ROWS),
     }
-    found: dict[str, list[float]] = {name: [] for name in called}
+    found: dict[str, list[float]] = {name: [] for name in served}
     async with this.router.lifespan_context(this):
         for at in range(-1, _REPEATS):
-            for name, (app, path, body) in called.items():
-                microseconds = await _microseconds(app, path, body)
+            for name, one in served.items():
+                microseconds = await _microseconds(one)
                 if at >= 0:  # the first repeat warms up
                     found[name].append(microseconds)
     return found
 
 
-async def _microseconds(app: App, path: str, body: bytes) -> float:
-    statuses: list[int] = []
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            statuses.append(message["status"])
-
+async def _microseconds(served: Served) -> float:
+    config = Config(served.app, lifespan="off", ws="none", proxy_headers=False, log_config=None)
+    config.load()
+    state = ServerState()
+    state.default_headers = [_DATE]
+    protocols, transports = [], [Nowhere() for _ in range(_CONNECTIONS)]
+    for transport in transports:
+        protocols.append(served.protocol(config, state, {}))
+        protocols[-1].connection_made(transport)
+    request = _request(served.ask)
     started = time.perf_counter()
-    for _ in range(_CALLS):
-        messages = _messages(body)
-
-        async def receive(messages: Iterator[Any] = messages) -> Any:
-            return next(messages)
-
-        await app(_scope(path, body), receive, send)
+    for _ in range(_TURNS):
+        for protocol in protocols:
+            protocol.data_received(request)
+        while state.tasks:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0)
     seconds = time.perf_counter() - started
-    if statuses != [200] * _CALLS:
-        raise RuntimeError(f"{path}: expected {_CALLS} times 200, got {statuses[:5]}")
-    return seconds / _CALLS * 1e6
+    for protocol, transport in zip(protocols, transports, strict=True):
+        protocol.connection_lost(None)
+        if transport.answers != _TURNS:
+            raise RuntimeError(f"expected {_TURNS} times 200, got {transport.answers}")
+    return seconds / _TURNS / _CONNECTIONS * 1e6
 
 
-def _messages(body: bytes) -> Iterator[Any]:
-    yield {"type": "http.request", "body": body, "more_body": False}
-    yield {"type": "http.disconnect"}
-
-
-def _scope(path: str, body: bytes) -> dict[str, Any]:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "server": ("127.0.0.1", 8000),
-        "client": ("127.0.0.1", 50000),
-        "scheme": "http",
-        "method": "POST",
-        "root_path": "",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [
-            (b"host", b"127.0.0.1:8000"),
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", b"application/json"),
-        ],
-        "state": {},
-    }
+def _request(ask: Ask) -> bytes:
+    head = f"{ask.method} {ask.path} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n"
+    head += f"Content-Type: {ask.content_type}\r\nContent-Length: {len(ask.body)}\r\n\r\n"
+    return head.encode() + ask.body
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def show(measured: Sequence[Measured], console: Console) -> None:
 
 def show_calls(microseconds: Mapping[str, Sequence[float]], console: Console) -> None:
     """Print what a request costs without a network, each application called by itself."""
-    table = Table("called in-process", "us a request", title="micro")
+    table = Table("64 at once, no network", "us a request", title="micro")
     for name, found in microseconds.items():
         if spread := Spread.of(found):
             table.add_row(name, f"{spread.median:.1f}")

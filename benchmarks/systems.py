@@ -32,7 +32,7 @@ _STOP_SECONDS = 15
 _POLL_SECONDS = 0.002
 _TOLERANCE = 1e-4
 
-_ROWS = Ask("/predict", json.dumps({"data": [_ROW]}).encode())
+ROWS = Ask("/predict", json.dumps({"data": [_ROW]}).encode())
 TENSORS = Ask(
     "/v2/models/iris/infer",
     json.dumps(
@@ -74,7 +74,7 @@ class System:
     name: str
     about: str
     command: Sequence[str]
-    ask: Ask = _ROWS
+    ask: Ask = ROWS
     prediction: Callable[[Any], Any] = _of_rows
     environment: Mapping[str, str] = field(default_factory=dict)
     peer: bool = False
@@ -158,7 +158,7 @@ SYSTEMS = {
             "mosec",
             "mosec, which gathers requests",
             ("{python}", "server.py", "--address", "127.0.0.1", "--port", "{port}"),
-            ask=Ask("/inference", _ROWS.body),
+            ask=Ask("/inference", ROWS.body),
             environment={"MOSEC_LOG_LEVEL": "warning"},
             peer=True,
         ),
