@@ -83,7 +83,7 @@ async def _measure(store: Path) -> dict[str, list[float]]:
         "fastapi": Served(fastapi, ROWS),
     }
     found: dict[str, list[float]] = {name: [] for name in served}
-    async with this.router.lifespan_context(this):
+    async with this.running():
         for at in range(-1, _REPEATS):
             for name, one in served.items():
                 microseconds = await _microseconds(one)

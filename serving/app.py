@@ -1,7 +1,7 @@
-"""The application: one FastAPI app with the predict endpoints dispatched before its stack.
+"""The application: hot paths and probes at once, and FastAPI for everything else.
 
-Made once by server.py before the fork; each worker opens the session in the app's
-lifespan. FastAPI holds the documentation and everything that is not hot (routes.py).
+Made once by server.py before the fork; each worker opens the session when its server starts.
+FastAPI (documented.py) is imported by the first request for what it has.
 """
 
 import asyncio
@@ -13,23 +13,22 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import infer, logs, routes
+from serving import infer, logs, probes
 from serving.answered import Answered, Request
 from serving.contract import Contract, ContractMismatch
 from serving.counters import Counters
 from serving.endpoint import Codec, Endpoint
 from serving.environment import other_versions
+from serving.errors import RequestError
 from serving.headers import REQUEST_ID
 from serving.infer import Infer
 from serving.inventory import Inventory
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.openapi import hot_paths, without_validation_errors
 from serving.predict import Predict
+from serving.probes import answer_error
 from serving.reloader import Reloader
 from serving.rows import Rows
 from serving.runner import Runner
@@ -42,11 +41,18 @@ from serving.verify import verify_files
 _SPARE_ROWS = 8
 _PAUSE_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
-_DESCRIPTION = 'Rows in, rows out. Errors are `{"error": …}`; 4xx is the client\'s mistake.'
+_LATER_SECONDS = 2.0
+# What FastAPI answers, known before it is imported: what counts is set before the fork.
+DOCUMENTED = (
+    "/", "/page/{name}", "/docs", "/openapi.json", "/metadata", "/label", "/predict/test",
+    "/predict/test/label", "/v2", "/v2/models/{name}", "/v2/models/{name}/ready",
+    "/v2/models/{name}/versions/{version}", "/v2/models/{name}/versions/{version}/ready",
+)  # fmt: skip
+_OTHER = "other"
 
 
-class App(FastAPI):
-    """A FastAPI application that looks at the path before anything else.
+class App:
+    """An ASGI application that looks at the path before anything else.
 
     current: what all its workers serve. counters: where they count. any_ready: whether one
     of them was ready once. startup_failure: why the model cannot be served, as text, once
@@ -56,14 +62,6 @@ class App(FastAPI):
     def __init__(
         self, settings: Settings, contract: Contract, directory: Path, *, follows: bool
     ) -> None:
-        super().__init__(
-            title=contract.name,
-            description=_DESCRIPTION,
-            docs_url=None,
-            redoc_url=None,
-            redirect_slashes=False,
-            lifespan=self._open_model,
-        )
         self._first = Current(contract.version, str(directory), polled_at=time.time())
         self.current = Shared(self._first)
         self.any_ready = Shared(False)  # noqa: FBT003 - it is the value
@@ -85,38 +83,25 @@ class App(FastAPI):
             ),
         }
         self._infer = self._endpoint(infer.ENDPOINT, Infer())
-        health = routes.health(self._runner)
-        operations = routes.operations(self._metrics, Inventory(settings, self._runner))
-        public = [
-            health,
-            routes.description(self._runner),
-            routes.open_inference(self._runner),
-            routes.documentation(),
-            routes.page(),
-        ]
-        self._management = None
-        if settings.management_port is None:
-            public.append(operations)
-        else:
-            self._management = FastAPI(openapi_url=None, redirect_slashes=False)
-            _include(self._management, [health, operations])
-        _include(self, public)
-        self.mount(routes.DOCS_ASSETS, StaticFiles(directory=routes.docs_assets()))
-        self._answered_at = {
-            path: self._answered(path)
-            for path in ("other", "/openapi.json", *routes.paths([*public, operations]))
-        }
+        health = probes.health(self._runner)
+        operations = probes.operations(self._metrics, Inventory(settings, self._runner))
+        managed = [*health, *operations]
+        self._public = health if settings.management_port is not None else managed
+        self._public_probes = {probe.path: probe for probe in self._public}
+        self._management_probes = {probe.path: probe for probe in managed}
+        self._documented: asyncio.Task[ASGIApp] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        counted = (_OTHER, *DOCUMENTED, *self._management_probes)
+        self._answered_at = {path: self._answered(path) for path in counted}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the hot paths at once and leave the others to FastAPI."""
+        """Answer hot paths and probes at once and leave the others to FastAPI."""
         if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
+            await self._lifespan(receive, send)
         elif hot := self.hot(scope):
             await hot(scope, receive, send)
-        elif self._management and self._is_for_management(scope):
-            await self._counted(self._management, scope, receive, send)
         else:
-            await self._counted(super().__call__, scope, receive, send)
+            await self._counted(self._cold, scope, receive, send)
 
     def hot(self, scope: Scope) -> Endpoint[Any] | None:
         """Return the endpoint that answers a request, None where that is FastAPI."""
@@ -125,10 +110,21 @@ class App(FastAPI):
             hot = self._infer
         return None if hot and self._is_for_management(scope) else hot
 
-    def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document, the hot endpoints described by the contract's rules."""
-        document = without_validation_errors(super().openapi())
-        return document | {"paths": hot_paths(self._runner.model) | document["paths"]}
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the session in this process, off the event loop so that signals are heard.
+
+        Raises what is wrong with the model; startup_failure says it.
+        """
+        while (served := await self._begin()) is None:
+            await self._pause()
+        self.any_ready.set(True)
+        if self._reloader:
+            self._reloader.start(served)
+        yield
+        if self._reloader:
+            self._reloader.stop()
+        self._runner.close()
 
     def _endpoint(self, name: str, codec: Codec[Any]) -> Endpoint[Any]:
         limit = self._settings.max_body_bytes
@@ -143,7 +139,7 @@ class App(FastAPI):
 
     async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Note a request that FastAPI answers; a path that is none of ours is `other`."""
-        self._answered_at["other"].begin()
+        self._answered_at[_OTHER].begin()
         request, status = Request(scope), 500
 
         async def noting_the_status(message: Message) -> None:
@@ -160,20 +156,25 @@ class App(FastAPI):
             # A path with a name in it is counted as its route.
             route = getattr(scope.get("route"), "path", None)
             path = str(route or scope["path"])
-            self._answered_at.get(path, self._answered_at["other"]).end(request, status)
+            self._answered_at.get(path, self._answered_at[_OTHER]).end(request, status)
 
-    @contextlib.asynccontextmanager
-    async def _open_model(self, _: FastAPI) -> AsyncIterator[None]:
-        """Open the session in this process, off the event loop so that signals are heard."""
-        while (served := await self._begin()) is None:
-            await self._pause()
-        self.any_ready.set(True)
-        if self._reloader:
-            self._reloader.start(served)
-        yield
-        if self._reloader:
-            self._reloader.stop()
-        self._runner.close()
+    async def _cold(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a probe, or have FastAPI answer; the management port has probes only."""
+        managed, path = self._is_for_management(scope), scope["path"]
+        if probe := (self._management_probes if managed else self._public_probes).get(path):
+            await probe(scope, receive, send)
+        elif managed:
+            await answer_error(send, RequestError(404, f"{path}: no such path"))
+        else:
+            if self._documented is None:
+                self._documented = asyncio.create_task(asyncio.to_thread(self._document))
+            documented = await asyncio.shield(self._documented)
+            await documented(scope, receive, send)
+
+    def _document(self) -> ASGIApp:
+        from serving.documented import Documented  # noqa: PLC0415 - a start does not wait for it
+
+        return Documented(self._runner, self._public)
 
     async def _begin(self) -> Current | None:
         """Serve what is current and return it; None when that failed and is to be tried again.
@@ -216,8 +217,6 @@ class App(FastAPI):
         contract = model.contract
         self._runner.serve(model)
         self._metrics.model_loaded(self._settings.mode, contract, model.load_seconds)
-        self.openapi_schema = None
-        self.version, self.summary = contract.version, contract.purpose
         logs.info(
             "model_loaded",
             model=contract.name,
@@ -225,19 +224,25 @@ class App(FastAPI):
             sha256=contract.model.sha256,
             seconds=round(model.load_seconds, 4),
         )
-        # It takes as long as opening a small model, and nobody waits for it.
-        threading.Thread(target=_say_other_versions, args=(contract,), daemon=True).start()
+        if self._later:
+            self._later.cancel()
+        # It takes as long as opening a small model, and the first requests are waiting.
+        loop = asyncio.get_running_loop()
+        self._later = loop.call_later(_LATER_SECONDS, _begin_to_say_other_versions, contract)
 
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the lifespan, saying a model that cannot be served as text, not as a traceback."""
-
-        async def as_text(message: Message) -> None:
-            if message["type"] == "lifespan.startup.failed" and self.startup_failure:
-                message = {**message, "message": self.startup_failure}
-            await send(message)
-
-        with contextlib.suppress(ContractMismatch):  # it is in the message
-            await super().__call__(scope, receive, as_text)
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        """Run while the server does; a model that cannot be served is said as text."""
+        await receive()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.running())
+            except Exception:  # noqa: BLE001 - the server says it, and ends
+                message = self.startup_failure or traceback.format_exc()
+                await send({"type": "lifespan.startup.failed", "message": message})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 def create_app(settings: Settings, model_dir: Path, *, follows: bool = False) -> App:
@@ -251,13 +256,11 @@ def create_app(settings: Settings, model_dir: Path, *, follows: bool = False) ->
     return App(settings, contract, model_dir, follows=follows)
 
 
+def _begin_to_say_other_versions(contract: Contract) -> None:
+    threading.Thread(target=_say_other_versions, args=(contract,), daemon=True).start()
+
+
 def _say_other_versions(contract: Contract) -> None:
     """Log what training ran on and this server does not; the golden rows came out right."""
     if found := other_versions(contract.origin.environment):
         logs.info("other_versions_than_in_training", **found)
-
-
-def _include(app: FastAPI, routers: list[APIRouter]) -> None:
-    for router in routers:
-        app.include_router(router)
-    routes.answer_errors_in_one_form(app)

@@ -71,7 +71,8 @@ class ContractMismatch(Exception):  # noqa: N818 - the field's word for it
 class Part(BaseModel):
     """Any part of a contract: immutable, and without unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A validator is made when it is first needed: few are, one is most of what others need.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Feature(Part):

@@ -1,18 +1,17 @@
-"""Every path that is not hot, as FastAPI routers: health, description, operations, docs, page.
+"""What is asked now and then, as FastAPI routers: the model's description, docs, the page.
 
-Put together by app.py. Their errors have the same form as those of the hot paths.
+Put together by documented.py. Their errors have the same form as those of the hot paths.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 
 from serving import openapi
 from serving.asked import Asked
@@ -21,11 +20,10 @@ from serving.endpoint import error_body, method_not_allowed
 from serving.environment import other_versions
 from serving.errors import RequestError
 from serving.infer import check_name
-from serving.inventory import Inventory
 from serving.metadata import labels, metadata, model_metadata, server_metadata
-from serving.metrics import Metrics
 from serving.model import Model
 from serving.predict import Encode, rows_of
+from serving.probes import Probe
 from serving.rows import Rows
 from serving.runner import Runner
 
@@ -56,26 +54,18 @@ _NO_SUCH_MODEL = _responses("another model or version")
 _NOT_FOR_THIS_MODEL = _responses("the model has no labels, or no rows of numbers")
 
 
-def health(runner: Runner) -> APIRouter:
-    """Return the paths that Kubernetes and load balancers ask."""
-    router = APIRouter(tags=["health"])
-
-    @router.get("/health")
-    async def health() -> dict[str, str]:
-        """Say that the process answers, in the book's words."""
-        return {"health": "ok"}
-
-    @router.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        """Say that the process answers."""
-        return {"live": True}
-
-    @router.get("/v2/health/ready")
-    async def ready(response: Response) -> dict[str, bool]:
-        """Say whether the golden rows came out right in this process; 503 until they did."""
-        response.status_code = 200 if runner.ready else 503
-        return {"ready": runner.ready}
-
+def probes(asked: Iterable[Probe]) -> APIRouter:
+    """Return the probes, for the documentation: app.py answers them itself."""
+    router = APIRouter()
+    for probe in asked:
+        response_class = PlainTextResponse if probe.type is str else JSONResponse
+        router.add_api_route(
+            probe.path,
+            probe.say,
+            tags=[probe.tag],
+            response_model=probe.type,
+            response_class=response_class,
+        )
     return router
 
 
@@ -144,23 +134,6 @@ def open_inference(runner: Runner) -> APIRouter:
     return router
 
 
-def operations(metrics: Metrics, inventory: Inventory) -> APIRouter:
-    """Return the paths for those who run the service."""
-    router = APIRouter(tags=["operations"])
-
-    @router.get("/metrics", response_class=PlainTextResponse)
-    async def prometheus_metrics() -> Response:
-        """Answer Prometheus."""
-        return Response(metrics.render(), media_type=metrics.content_type)
-
-    @router.get("/inventory")
-    async def what_runs() -> dict[str, Any]:
-        """Say what this process is and which model it serves."""
-        return inventory.describe()
-
-    return router
-
-
 def documentation() -> APIRouter:
     """Return /docs, whose files are served from here: clusters have no internet."""
     router = APIRouter(include_in_schema=False)
@@ -203,11 +176,6 @@ def page() -> APIRouter:
         return answer(name)
 
     return router
-
-
-def paths(routers: list[APIRouter]) -> set[str]:
-    """Return the paths of some routers."""
-    return {route.path for router in routers for route in router.routes if isinstance(route, Route)}
 
 
 def docs_assets() -> Path:

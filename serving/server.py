@@ -131,8 +131,9 @@ class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no type
 
     def load(self) -> App:
         """Return the app, which is there already: the fork then shares its memory."""
-        gc.collect()
+        # What there is now stays: no look at it again, which would unshare its memory.
         gc.freeze()
+        gc.enable()
         return self._app
 
     def _say_where(self, _: Arbiter) -> None:

@@ -136,7 +136,7 @@ async def _ask(case: Case, artifact: Path) -> None:
     settings = ModelInImageSettings(model_dir=artifact, max_body_bytes=1 << 26)
     app = create_app(settings, artifact)
     try:
-        async with app.router.lifespan_context(app):
+        async with app.running():
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://case") as client:
                 contract = read_contract(artifact)

@@ -22,7 +22,7 @@ from release.inventory.disagreements import disagreements
 from release.inventory.replica import Address, ask
 from release.server_process import ServerProcess
 from serving.contract import read_contract
-from tests.servers import DATASETS, start
+from tests.servers import DATASETS, start, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -266,6 +266,7 @@ def test_training_on_other_versions_is_said_at_the_start_and_in_the_metadata(
     with start("model_in_image", artifact) as server:
         server.wait_until_ready()
         metadata = httpx.get(f"{server.url}/metadata").json()
+        wait_until(lambda: len(server.events("other_versions_than_in_training")) > 0)
 
     assert metadata["other_versions"]["numpy"]["trained"] == "1.0"
     (said,) = server.events("other_versions_than_in_training")

@@ -13,12 +13,17 @@ import httpx
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from starlette.routing import Route
 
 from model_in_image.source import ModelInImageSettings
-from serving.app import App, create_app
+from serving.app import DOCUMENTED, App, create_app
 from serving.contract import ContractMismatch, read_contract
+from serving.counters import Counters
+from serving.documented import Documented
 from serving.logs import JsonFormatter
+from serving.metrics import Metrics
 from serving.model import Model
+from serving.runner import Runner
 from serving.source import Current
 from tests.servers import ROWS, Start
 from training.own import make_contract
@@ -41,8 +46,8 @@ def test_two_applications_in_one_process_share_nothing(store: Path) -> None:
     async def ask() -> tuple[httpx.Response, httpx.Response]:
         iris, diabetes = app_of(store / "iris" / "1"), app_of(store / "diabetes" / "1")
         async with (
-            iris.router.lifespan_context(iris),
-            diabetes.router.lifespan_context(diabetes),
+            iris.running(),
+            diabetes.running(),
             client_of(iris) as first,
             client_of(diabetes) as second,
         ):
@@ -85,7 +90,7 @@ def test_a_worker_opens_what_is_current_by_its_own_contract(store: Path, tmp_pat
     app.current.set(Current("2", str(second)))
 
     async def ask() -> httpx.Response:
-        async with app.router.lifespan_context(app), client_of(app) as client:
+        async with app.running(), client_of(app) as client:
             return await client.post("/predict", json={"data": ROWS})
 
     assert asyncio.run(ask()).headers["model-version"] == "2"
@@ -161,7 +166,7 @@ def test_a_fault_of_the_server_is_a_500_that_logs_no_input(
 
     async def ask() -> list[httpx.Response]:
         app = app_of(gather)
-        async with app.router.lifespan_context(app), client_of(app) as client:
+        async with app.running(), client_of(app) as client:
             monkeypatch.setattr(Model, "run", fail)
             failed = await client.post("/predict", json={"data": [[4711]]})
             return [failed, await client.get("/metrics")]
@@ -183,3 +188,22 @@ def test_a_log_is_one_json_object_a_line(server: Start) -> None:
     events = [json.loads(line)["event"] for line in running.logged]
 
     assert events == ["listening", "model_loaded", "stopped"]
+
+
+def test_a_start_waits_for_no_import_of_what_is_asked_now_and_then() -> None:
+    """FastAPI took as long to import as all else together; the first request for it imports it."""
+    code = "import sys, serving.server, model_in_image.source, model_load.source\n"
+    code += "print({'fastapi', 'prometheus_client', 'obstore'} & set(sys.modules))"
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ran.stdout == "set()\n"
+
+
+def test_every_path_of_fastapi_is_counted_under_its_name() -> None:
+    """What counts is there before FastAPI is."""
+    documented = Documented(Runner(Metrics(Counters(1)), max_rows=1), [])
+
+    assert {route.path for route in documented.routes if isinstance(route, Route)} == set(
+        DOCUMENTED
+    )

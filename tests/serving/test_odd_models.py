@@ -30,7 +30,7 @@ def app_of(onnx_file: Path, **options: Any) -> App:
 
 def asked(app: App, ask: Ask) -> Any:
     async def with_a_client() -> Any:
-        async with app.router.lifespan_context(app):
+        async with app.running():
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://odd") as client:
                 return await ask(client)

@@ -95,6 +95,16 @@ def test_requests_behind_each_other_are_answered_in_order(iris: httpx.Client) ->
     assert len(found[4].body["prediction"]) == 1000
 
 
+def test_many_requests_behind_each_other_are_answered(iris: httpx.Client) -> None:
+    """However many come in one piece, each is answered after the one before, not within it."""
+    bad = request(body=b"{")
+    with connect(str(iris.base_url)) as connection:
+        connection.sendall(request() + bad * 700)
+        found = read_answers(connection, 701)
+
+    assert [answer.status for answer in found] == [200] + [400] * 700
+
+
 @pytest.mark.parametrize(
     "last", [request(version="1.0"), request("Connection: close")], ids=["HTTP/1.0", "close"]
 )
@@ -151,7 +161,7 @@ class Held:
             listening = await loop.create_server(
                 lambda: HttpProtocol(config, self.state, {}), "127.0.0.1"
             )
-            async with self.app.router.lifespan_context(self.app), listening:
+            async with self.app.running(), listening:
                 port = listening.sockets[0].getsockname()[1]
                 found = await asyncio.to_thread(self._ask, port, act)
                 self.may_end.set()
