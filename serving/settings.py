@@ -4,10 +4,10 @@ Each release mode adds where its model comes from (model_in_image, model_load). 
 README's table of settings is compared with these classes by a test.
 """
 
+import os
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.contract import Sha256
 from serving.errors import StartupError
@@ -16,14 +16,11 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Mode = Literal["model_in_image", "model_load"]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Settings that both release modes have. A port of 0 takes any free one."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        # Manifests and Makefiles write an unset option as an empty variable.
-        env_ignore_empty=True,
-    )
+    # Only the validator of the mode's settings is ever needed.
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     mode: ClassVar[Mode]
 
@@ -57,9 +54,13 @@ class Settings(BaseSettings):
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read the environment. Raises StartupError with every setting that is wrong."""
+        """Read the environment. Raises StartupError with every setting that is wrong.
+
+        A variable that is empty is as good as none: so manifests and Makefiles write it.
+        """
+        variables = {name: os.environ.get(name.upper()) for name in cls.model_fields}
         try:
-            return cls()
+            return cls.model_validate({name: value for name, value in variables.items() if value})
         except ValidationError as error:
             listed = "".join(f"\n  - {problem}" for problem in _problems(error))
             raise StartupError(f"settings in the environment:{listed}") from None
