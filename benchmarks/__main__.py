@@ -16,10 +16,11 @@ import typer
 from rich.console import Console
 
 from benchmarks import report
+from benchmarks.bench import Bench
 from benchmarks.goals import Measured
 from benchmarks.machine import Cores
-from benchmarks.models import SAMPLES
-from benchmarks.scenarios import SCENARIOS, Bench
+from benchmarks.samples import SAMPLES
+from benchmarks.scenarios import SCENARIOS
 from benchmarks.systems import HERE, ROOT, SYSTEMS, NotMeasured
 
 MICRO = "micro"

@@ -10,7 +10,12 @@ from statistics import median, quantiles
 from typing import Literal
 
 Quantity = Literal[
-    "requests_per_second", "latency_p50", "health_p99", "start_seconds", "memory_bytes"
+    "requests_per_second",
+    "latency_p50",
+    "health_p99",
+    "start_seconds",
+    "memory_bytes",
+    "peak_bytes",
 ]
 Verdict = Literal["reached", "within noise", "missed", "not measured"]
 
@@ -108,6 +113,7 @@ GOALS = (
     _faster("/predict, against bare, which does not gather", "predict", "this", "bare", 1.25),
     _faster("/predict, against the book's code", "predict", "this", "book", 7),
     _faster("/predict, against mosec", "predict", "this", "mosec", 3.5),
+    _faster("/predict, against mosec as it is by default", "predict", "this", "mosec-single", 3.5),
     _faster("/predict, against KServe", "predict", "this", "kserve", 8),
     _faster("/predict, against MLServer", "predict", "this", "mlserver", 15),
     _faster("/predict, against LitServe", "predict", "this", "litserve", 18),
@@ -133,6 +139,10 @@ GOALS = (
     Goal(
         "memory of four workers, against one",
         "memory", "memory_bytes", "four workers", "one worker", 2, "at most",
+    ),
+    Goal(
+        "peak memory, a model of 500 MB pulled, verified, loaded, against bare",
+        "sizes", "peak_bytes", "model_load, 500 MB", "bare, 500 MB", 1.2, "at most",
     ),
     _faster("two workers on two cores, against one", "workers", "two", "one", 1.7),
 )  # fmt: skip

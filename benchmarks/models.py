@@ -1,7 +1,7 @@
 """The models that are asked: small, slow and wide, each with a contract, in a store of their own.
 
-Run as `python -m benchmarks.models STORE` in a process of its own: what it imports would
-otherwise share its pages with the servers, whose memory is measured.
+Run as `python -m benchmarks.models STORE [MEGABYTES …]` in a process of its own: what it imports
+would otherwise share its pages with the servers, whose memory is measured.
 """
 
 import json
@@ -16,17 +16,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from benchmarks.samples import FEATURES, ROW, SAMPLES
 from serving.verify import session_of
 from training.own import make_contract
 from training.train import train
 
-# A row for each model, and what it answers.
-SAMPLES = "samples.json"
-ROW = [5.1, 3.5, 1.4, 0.2]
 _OPSET, _IR = 21, 10
 _WIDTH = 1024
 _SLOW_SECONDS = 0.003
-_SLOW_FEATURES, _WIDE_FEATURES, _CLASSES = 16, 784, 10
+_WIDE_FEATURES, _CLASSES = 784, 10
 
 
 def make(store: Path) -> None:
@@ -36,7 +34,7 @@ def make(store: Path) -> None:
     (store / "zipmap.onnx").write_bytes(with_zipmap(iris).SerializeToString())
     _publish(store, "slow", slow())
     _publish(store, "wide", layers(_WIDE_FEATURES, 128, 1))
-    samples = {"iris": ROW, "slow": [1.0] * _SLOW_FEATURES}
+    samples = {"iris": ROW, "slow": [1.0] * FEATURES}
     answers = {
         name: {"row": row, "answer": _answer(store, name, row)} for name, row in samples.items()
     }
@@ -108,14 +106,24 @@ def layers(features: int, width: int, count: int) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=_IR, opset_imports=opsets)
 
 
+def make_sized(store: Path, megabytes: int) -> None:
+    """Put a model of about that size into a store, unless it is there."""
+    name = f"sized-{megabytes}"
+    if not (store / name).exists():
+        # Layers of 4 MB, or one of 1 MB.
+        width = _WIDTH if megabytes >= 4 else _WIDTH // 2
+        count = max(1, round(megabytes * 1e6 / (4 * width**2)))
+        _publish(store, name, layers(FEATURES, width, count))
+
+
 def _slow(count: int) -> onnx.ModelProto:
-    return layers(_SLOW_FEATURES, _WIDTH, count)
+    return layers(FEATURES, _WIDTH, count)
 
 
 def _seconds(model: onnx.ModelProto) -> float:
     """Return what one row takes."""
     session = session_of(model.SerializeToString())
-    row = {"input": np.ones((1, _SLOW_FEATURES), dtype=np.float32)}
+    row = {"input": np.ones((1, FEATURES), dtype=np.float32)}
     return median(_timed(lambda: session.run(None, row)) for _ in range(50))
 
 
@@ -140,4 +148,7 @@ def _publish(store: Path, name: str, model: onnx.ModelProto) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    for size in sys.argv[2:]:
+        make_sized(Path(sys.argv[1]), int(size))
+    if not sys.argv[2:]:
+        make(Path(sys.argv[1]))

@@ -79,13 +79,13 @@ def _windows(scenario: str, measured: Sequence[Measured]) -> Table:
     table = Table("system", title=scenario)
     columns = [
         name
-        for name in ("requests_per_second", "cpu_seconds", "latency_p50", "latency_p99",
-                     "health_p99", "start_seconds", "memory_bytes")
+        for name in ("requests_per_second", "rows_per_second", "cpu_seconds", "latency_p50",
+                     "latency_p99", "health_p99", "start_seconds", "memory_bytes", "peak_bytes")
         if any(name in one.values for one in of_it)
     ]  # fmt: skip
     for name in (*columns, "windows", "dropped"):
         table.add_column(name.replace("_", " "), justify="right")
-    for system in dict.fromkeys(one.system for one in of_it):
+    for system in sorted(dict.fromkeys(one.system for one in of_it), key=_order):
         windows = [one for one in of_it if one.system == system]
         dropped = [one for one in windows if one.dropped]
         cells = [_cell(name, [one for one in windows if not one.dropped]) for name in columns]
@@ -95,14 +95,22 @@ def _windows(scenario: str, measured: Sequence[Measured]) -> Table:
     return table
 
 
+def _order(system: str) -> tuple[int, float]:
+    """Return where a system is in a table: as it is listed, or by the number in its name."""
+    if system in SYSTEMS:
+        return list(SYSTEMS).index(system), 0
+    numbers = [int(word) for word in system.replace(",", "").split() if word.isdigit()]
+    return len(SYSTEMS), numbers[0] if numbers else 0
+
+
 def _cell(name: str, windows: Sequence[Measured]) -> str:
     spread = Spread.of(one.values[name] for one in windows if name in one.values)
     if spread is None:
         return ""
     match name:
-        case "requests_per_second":
+        case "requests_per_second" | "rows_per_second":
             return f"{spread.median:,.0f}"
-        case "memory_bytes":
+        case "memory_bytes" | "peak_bytes":
             return f"{spread.median / 1e6:.0f} MB"
         case "start_seconds":
             return f"{spread.median:.2f} s"

@@ -2,81 +2,24 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from benchmarks import costs
+from benchmarks.bench import CONNECTIONS, Bench
 from benchmarks.goals import Measured
-from benchmarks.load import Ask, Load
-from benchmarks.machine import Cores, ProcessTree
-from benchmarks.systems import SYSTEMS, TENSORS, NotMeasured, Server, System, of_tensors
-from benchmarks.turns import Contender, take_turns
+from benchmarks.load import Ask
+from benchmarks.machine import ProcessTree
+from benchmarks.systems import SYSTEMS, TENSORS, NotMeasured, System, of_tensors
+from benchmarks.turns import take_turns
 
-_CONNECTIONS = 64
 _FEWER_CONNECTIONS = 8  # where a body is large
 _MEMORY_ROUNDS = 3
 _WIDE = (32, 784)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One run. seconds: of a window. systems: the names of those who take part.
-
-    samples: a row for each model and its answer. store: the models. directory: for the files of
-    the run. say: told what goes on.
-    """
-
-    cores: Cores
-    seconds: int
-    rounds: int
-    systems: Sequence[str]
-    samples: Mapping[str, Mapping[str, list[float]]]
-    store: Path
-    directory: Path
-    say: Callable[[str], None]
-
-    def load(self, connections: int) -> Load:
-        """Return wrk with so many connections."""
-        return Load(self.cores, connections, self.seconds)
-
-    def server(
-        self,
-        system: System,
-        model: str = "iris",
-        *,
-        settings: Mapping[str, str] | None = None,
-        cores: Sequence[int] | None = None,
-    ) -> Server:
-        """Start a system with a model, on the first of the servers' cores by default."""
-        directory = self.store / model / "1"
-        answer = json.dumps({"prediction": [self.samples.get(model, {}).get("answer", [])]})
-        return Server(
-            system,
-            {
-                "ANSWER": answer,
-                "MODEL": str(directory / "model.onnx"),
-                "ZIPMAP_MODEL": str(self.store / "zipmap.onnx"),
-                "MODEL_URI" if "model_load" in system.command else "MODEL_DIR": str(directory),
-                **(settings or {}),
-            },
-            cores=cores or self.cores.servers[:1],
-            directory=self.directory,
-        )
-
-    def contender(self, server: Server, name: str, ask: Ask | None = None) -> Contender:
-        """Return a server that runs as one who takes turns."""
-        asked = ask or server.system.ask
-        script = asked.script(self.directory, f"{name}-{server.port}".replace(" ", "-"))
-        return Contender(name, server, asked, script)
-
-    def until_right(self, server: Server, model: str = "iris") -> float:
-        """Return how long after its start a server answered rightly, in seconds."""
-        expected, system = self.samples[model]["answer"], server.system
-        return server.wait_until_right(system.ask, lambda body: system.check(body, expected))
 
 
 Scenario = Callable[[Bench], Iterator[Measured]]
@@ -84,14 +27,14 @@ Scenario = Callable[[Bench], Iterator[Measured]]
 
 def predict(bench: Bench) -> Iterator[Measured]:
     """Yield /predict with one row, 64 connections, all systems."""
-    yield from _of(bench, "predict", [SYSTEMS[name] for name in bench.systems], _CONNECTIONS)
+    yield from _of(bench, "predict", [SYSTEMS[name] for name in bench.systems], CONNECTIONS)
 
 
 def infer(bench: Bench) -> Iterator[Measured]:
     """Yield one row in the Open Inference Protocol's JSON, 64 connections."""
     limit = replace(SYSTEMS["limit"], ask=TENSORS)
     this = replace(SYSTEMS["this"], ask=TENSORS, prediction=of_tensors)
-    yield from _of(bench, "infer", [limit, this], _CONNECTIONS)
+    yield from _of(bench, "infer", [limit, this], CONNECTIONS)
 
 
 def latency(bench: Bench) -> Iterator[Measured]:
@@ -104,7 +47,7 @@ def slow(bench: Bench) -> Iterator[Measured]:
     """Yield a model of some 3 ms a row, 64 connections, and health asked meanwhile."""
     ask = Ask("/predict", json.dumps({"data": [bench.samples["slow"]["row"]]}).encode())
     systems = [replace(SYSTEMS[name], ask=ask) for name in ("bare", "this")]
-    yield from _of(bench, "slow", systems, _CONNECTIONS, model="slow", asks_health=True)
+    yield from _of(bench, "slow", systems, CONNECTIONS, model="slow", asks_health=True)
 
 
 def wide(bench: Bench) -> Iterator[Measured]:
@@ -115,8 +58,11 @@ def wide(bench: Bench) -> Iterator[Measured]:
         as_json, as_binary = (of_tensors(json.loads(server.answer(ask))) for ask in asks.values())
         if not np.allclose(as_json, as_binary, atol=1e-4):
             raise NotMeasured("JSON and binary data have different answers")
-        contenders = [bench.contender(server, name, ask) for name, ask in asks.items()]
-        yield from take_turns("wide", contenders, bench.load(_FEWER_CONNECTIONS), bench.rounds)
+        contenders = [
+            bench.contender(server, name, ask, connections=_FEWER_CONNECTIONS)
+            for name, ask in asks.items()
+        ]
+        yield from take_turns("wide", contenders, bench.rounds)
 
 
 def start(bench: Bench) -> Iterator[Measured]:
@@ -142,9 +88,7 @@ def memory(bench: Bench) -> Iterator[Measured]:
         for name, (system, count) in looked_at.items():
             with bench.server(SYSTEMS[system], settings={"WORKERS": count}) as server:
                 bench.until_right(server)
-                bench.contender(server, name).turn(
-                    Load(bench.cores, _CONNECTIONS, 1), "memory", at, asks_health=False
-                )
+                bench.contender(server, name).turn("memory", at, asks_health=False)
                 taken = ProcessTree(server.process.pid).pss_bytes()
             yield Measured("memory", name, at, {"memory_bytes": taken})
 
@@ -165,13 +109,16 @@ def workers(bench: Bench) -> Iterator[Measured]:
             )
             bench.until_right(server)
             contenders.append(bench.contender(server, name))
-        yield from take_turns("workers", contenders, bench.load(_CONNECTIONS), bench.rounds)
+        yield from take_turns("workers", contenders, bench.rounds)
 
 
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (predict, infer, latency, slow, wide, start, memory, workers)
-}
+    for scenario in (
+        predict, infer, latency, slow, wide, start, memory, workers,
+        costs.rows, costs.connections, costs.sizes,
+    )
+}  # fmt: skip
 
 
 def _of(  # noqa: PLR0913 - what a scenario may choose
@@ -199,10 +146,8 @@ def _of(  # noqa: PLR0913 - what a scenario may choose
                 bench.say(f"{system.name}: {why}")
                 yield Measured(scenario, system.name, 0, {}, dropped=str(why))
             else:
-                contenders.append(bench.contender(server, system.name))
-        yield from take_turns(
-            scenario, contenders, bench.load(connections), bench.rounds, asks_health=asks_health
-        )
+                contenders.append(bench.contender(server, system.name, connections=connections))
+        yield from take_turns(scenario, contenders, bench.rounds, asks_health=asks_health)
 
 
 def _wide_asks() -> dict[str, Ask]:

@@ -22,24 +22,24 @@ from typing import Any, Self
 
 from benchmarks.load import Ask
 from benchmarks.machine import on_cores
+from benchmarks.samples import ROW
 
 ROOT = Path(__file__).parent.parent
 HERE = ROOT / "benchmarks"
 ENVIRONMENTS = ROOT / ".venv" / "bench"
-_ROW = [5.1, 3.5, 1.4, 0.2]
 _START_SECONDS = 90
 _STOP_SECONDS = 15
 _POLL_SECONDS = 0.002
 _TOLERANCE = 1e-4
 
-ROWS = Ask("/predict", json.dumps({"data": [_ROW]}).encode())
+ROWS = Ask("/predict", json.dumps({"data": [ROW]}).encode())
 TENSORS = Ask(
     "/v2/models/iris/infer",
     json.dumps(
         {
             # KServe's SDK answers 500 without one.
             "id": "1",
-            "inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": _ROW}],
+            "inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": ROW}],
         }
     ).encode(),
 )
@@ -68,7 +68,8 @@ class System:
 
     command: with {port} where its port goes, {python} for its environment's interpreter and
     {bin} for the folder that is in. about: what it is, in a few words. peer: whether it has an
-    environment of its own. prediction: the first row's, out of an answer.
+    environment of its own. package: what it is an installation of, its name by default.
+    prediction: the first row's, out of an answer.
     """
 
     name: str
@@ -78,16 +79,22 @@ class System:
     prediction: Callable[[Any], Any] = _of_rows
     environment: Mapping[str, str] = field(default_factory=dict)
     peer: bool = False
+    package: str = ""
+
+    @property
+    def installed(self) -> str:
+        """Return the name of the package, folder and environment that it is of."""
+        return self.package or self.name
 
     @property
     def folder(self) -> Path:
         """Where its own files are."""
-        return HERE / self.name if (HERE / self.name).is_dir() else ROOT
+        return HERE / self.installed if (HERE / self.installed).is_dir() else ROOT
 
     @property
     def python(self) -> Path:
         """The interpreter that runs it."""
-        environment = ENVIRONMENTS / self.name if self.peer else Path(sys.prefix)
+        environment = ENVIRONMENTS / self.installed if self.peer else Path(sys.prefix)
         return environment / "bin" / "python"
 
     def check(self, body: bytes, expected: Sequence[float]) -> None:
@@ -106,7 +113,8 @@ class System:
             return
         requirements = self.folder / "requirements.txt"
         pinned = hashlib.sha256(requirements.read_bytes()).hexdigest()
-        environment, stamp = ENVIRONMENTS / self.name, ENVIRONMENTS / self.name / "installed"
+        environment = ENVIRONMENTS / self.installed
+        stamp = environment / "installed"
         if stamp.exists() and stamp.read_text(encoding="utf-8") == pinned:
             return
         for command in (
@@ -126,8 +134,10 @@ class System:
         if not self.peer:
             return ""
         lines = (self.folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
-        return next(line.split("==")[1] for line in lines if line.startswith(f"{self.name}=="))
+        return next(line.split("==")[1] for line in lines if line.startswith(f"{self.installed}=="))
 
+
+_MOSEC = ("{python}", "server.py", "--address", "127.0.0.1", "--port", "{port}")
 
 SYSTEMS = {
     system.name: system
@@ -156,11 +166,20 @@ SYSTEMS = {
         ),
         System(
             "mosec",
-            "mosec, which gathers requests",
-            ("{python}", "server.py", "--address", "127.0.0.1", "--port", "{port}"),
+            "mosec, up to 64 requests a batch",
+            _MOSEC,
             ask=Ask("/inference", ROWS.body),
             environment={"MOSEC_LOG_LEVEL": "warning"},
             peer=True,
+        ),
+        System(
+            "mosec-single",
+            "mosec, a request at a time, as it is by default",
+            _MOSEC,
+            ask=Ask("/inference", ROWS.body),
+            environment={"MOSEC_LOG_LEVEL": "warning", "MOST_ROWS": "1"},
+            peer=True,
+            package="mosec",
         ),
         System(
             "kserve",

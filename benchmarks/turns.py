@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import quantiles
 from typing import Self
@@ -27,24 +27,25 @@ _TIMEOUT_SECONDS = 20
 
 @dataclass
 class Contender:
-    """One who takes turns: a server that runs, and the script of what it is asked."""
+    """One who takes turns: a server that runs, the script of what it is asked, and by how many."""
 
     name: str
     server: Server
     ask: Ask
     script: Path
+    load: Load
     kept: int = 0
 
-    def turn(self, load: Load, scenario: str, at: int, *, asks_health: bool) -> Measured:
+    def turn(self, scenario: str, at: int, *, asks_health: bool) -> Measured:
         """Measure it for one window; at is the round."""
         root, url = self.server.process.pid, self.server.url(self.ask)
         health: dict[str, float] = {}
         if asks_health:
             with Health(self.server.port) as asked:
-                window = load.window(url, self.script, root)
+                window = self.load.window(url, self.script, root)
             health = asked.found()
         else:
-            window = load.window(url, self.script, root)
+            window = self.load.window(url, self.script, root)
         self.kept += window.dropped is None
         return Measured(
             scenario, self.name, at, {**window.values(), **health}, window.dropped, window.note
@@ -54,22 +55,22 @@ class Contender:
 def take_turns(
     scenario: str,
     contenders: Sequence[Contender],
-    load: Load,
     rounds: int,
     *,
     asks_health: bool = False,
 ) -> Iterator[Measured]:
     """Yield what each window showed, until each contender has as many that count as rounds."""
     order = list(contenders)
-    warm = Load(load.cores, load.connections, 1)
     for one in order:
-        warm.window(one.server.url(one.ask), one.script, one.server.process.pid)
+        replace(one.load, seconds=1).window(
+            one.server.url(one.ask), one.script, one.server.process.pid
+        )
     for at in range(_MOST_ROUNDS * rounds):
         if all(one.kept >= rounds for one in order):
             return
         random.shuffle(order)
         for one in order:
-            yield one.turn(load, scenario, at, asks_health=asks_health)
+            yield one.turn(scenario, at, asks_health=asks_health)
 
 
 class Health:

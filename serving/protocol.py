@@ -99,7 +99,8 @@ class HttpProtocol(HttpToolsProtocol):
         elif cycle.more_body:
             self._begun = cycle, endpoint
         else:
-            self._take(cycle, endpoint)
+            # It waited behind another one, whose answer is being written: not in the midst of that.
+            self.loop.call_soon(self._take, cycle, endpoint)
 
     def _take(self, cycle: RequestResponseCycle, endpoint: Endpoint[Any]) -> None:
         exchange = DirectExchange(self, cycle, endpoint)

@@ -9,7 +9,7 @@ from benchmarks import report
 from benchmarks.goals import GOALS, Goal, Measured, Spread, Verdict
 from benchmarks.load import Ask, Printed, Window
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.systems import HERE, SYSTEMS
+from benchmarks.systems import SYSTEMS
 
 WRK = """Running 1s test @ http://127.0.0.1:1/predict
   1 threads and 64 connections
@@ -26,7 +26,7 @@ def window(system: str, at: int, rate: float, dropped: str | None = None) -> Mea
 
 def test_every_goal_is_of_something_that_is_measured() -> None:
     named = {"binary", "json", "one", "two", "one worker", "four workers"}
-    named |= {"model_in_image", "model_load"}
+    named |= {"model_in_image", "model_load", "model_load, 500 MB", "bare, 500 MB"}
 
     for goal in GOALS:
         assert goal.scenario in SCENARIOS
@@ -36,7 +36,7 @@ def test_every_goal_is_of_something_that_is_measured() -> None:
 def test_every_peer_is_pinned() -> None:
     for system in SYSTEMS.values():
         if system.peer:
-            lines = (HERE / system.name / "requirements.txt").read_text().split()
+            lines = (system.folder / "requirements.txt").read_text().splitlines()
             assert all("==" in line for line in lines if not line.startswith("#")), system.name
             assert system.version()
 

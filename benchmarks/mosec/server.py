@@ -1,6 +1,6 @@
 """mosec, as its documentation starts it: `python server.py --port 8000`.
 
-One worker; requests are gathered into batches, which its documentation recommends.
+One worker; requests are gathered into batches of MOST_ROWS, which its documentation recommends.
 """
 
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from mosec import Server, Worker
 
-MOST_ROWS = 64
+MOST_ROWS = int(os.environ.get("MOST_ROWS", "64"))
 
 
 class Inference(Worker):
@@ -24,8 +24,14 @@ class Inference(Worker):
         )
         self.input = self.session.get_inputs()[0].name
 
-    def forward(self, data: list[Any]) -> list[Any]:
-        """Answer a batch of requests of one row each."""
+    def forward(self, data: Any) -> Any:
+        """Answer a batch of requests of one row each, or one request where batches are of one."""
+        if MOST_ROWS == 1:
+            return self.forward_batch([data])[0]
+        return self.forward_batch(data)
+
+    def forward_batch(self, data: list[Any]) -> list[Any]:
+        """Answer requests of one row each."""
         rows = np.array([request["data"][0] for request in data], dtype=np.float32)
         prediction = self.session.run(None, {self.input: rows})[0].tolist()
         return [{"prediction": [row]} for row in prediction]
