@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 from starlette.routing import Route
 
 from model_in_image.source import ModelInImageSettings
+from serving import routes
 from serving.app import DOCUMENTED, App, create_app
 from serving.contract import ContractMismatch, read_contract
 from serving.counters import Counters
-from serving.documented import Documented
 from serving.logs import JsonFormatter
 from serving.metrics import Metrics
 from serving.model import Model
@@ -202,8 +202,11 @@ def test_a_start_waits_for_no_import_of_what_is_asked_now_and_then() -> None:
 
 def test_every_path_of_fastapi_is_counted_under_its_name() -> None:
     """What counts is there before FastAPI is."""
-    documented = Documented(Runner(Metrics(Counters(1)), max_rows=1), [])
+    runner = Runner(Metrics(Counters(1)), max_rows=1)
+    routers = [
+        routes.description(runner), routes.open_inference(runner), routes.documentation(),
+        routes.page(),
+    ]  # fmt: skip
+    found = [route for router in routers for route in router.routes if isinstance(route, Route)]
 
-    assert {route.path for route in documented.routes if isinstance(route, Route)} == set(
-        DOCUMENTED
-    )
+    assert {"/openapi.json", *(route.path for route in found)} == set(DOCUMENTED)
