@@ -104,7 +104,7 @@ class App:
             await self._counted(self._cold, scope, receive, send)
 
     def hot(self, scope: Scope) -> Endpoint[Any] | None:
-        """Return the endpoint that answers a request, None where that is FastAPI."""
+        """Return the endpoint that answers a request, None where it is not hot."""
         path = scope["path"]
         if (hot := self._hot.get(path)) is None and infer.is_infer(path):
             hot = self._infer
@@ -166,10 +166,18 @@ class App:
         elif managed:
             await answer_error(send, RequestError(404, f"{path}: no such path"))
         else:
-            if self._documented is None:
-                self._documented = asyncio.create_task(asyncio.to_thread(self._document))
-            documented = await asyncio.shield(self._documented)
+            documented = await self._documented_app(send)
             await documented(scope, receive, send)
+
+    async def _documented_app(self, send: Send) -> ASGIApp:
+        if self._documented is None:
+            self._documented = asyncio.create_task(asyncio.to_thread(self._document))
+        try:
+            return await asyncio.shield(self._documented)
+        except Exception:
+            self._documented = None  # the next request tries again
+            await answer_error(send, RequestError(500, "internal error"))
+            raise  # uvicorn logs it
 
     def _document(self) -> ASGIApp:
         from serving.documented import Documented  # noqa: PLC0415 - a start does not wait for it
@@ -228,7 +236,7 @@ class App:
             self._later.cancel()
         # It takes as long as opening a small model, and the first requests are waiting.
         loop = asyncio.get_running_loop()
-        self._later = loop.call_later(_LATER_SECONDS, _begin_to_say_other_versions, contract)
+        self._later = loop.call_later(_LATER_SECONDS, _begin_to_get_ready, contract)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Run while the server does; a model that cannot be served is said as text."""
@@ -256,11 +264,16 @@ def create_app(settings: Settings, model_dir: Path, *, follows: bool = False) ->
     return App(settings, contract, model_dir, follows=follows)
 
 
-def _begin_to_say_other_versions(contract: Contract) -> None:
-    threading.Thread(target=_say_other_versions, args=(contract,), daemon=True).start()
+def _begin_to_get_ready(contract: Contract) -> None:
+    threading.Thread(target=_get_ready, args=(contract,), daemon=True).start()
 
 
-def _say_other_versions(contract: Contract) -> None:
-    """Log what training ran on and this server does not; the golden rows came out right."""
+def _get_ready(contract: Contract) -> None:
+    """Do what the first scrape would wait for, and log what training ran on and this server not.
+
+    The golden rows came out right all the same.
+    """
+    import serving.exposition  # noqa: F401, PLC0415 - a start does not wait for it
+
     if found := other_versions(contract.origin.environment):
         logs.info("other_versions_than_in_training", **found)

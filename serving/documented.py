@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from serving import routes
-from serving.model import Model
 from serving.openapi import hot_paths, without_validation_errors
 from serving.probes import Probe
 from serving.runner import Runner
@@ -26,7 +25,8 @@ class Documented(FastAPI):
             description=_DESCRIPTION, docs_url=None, redoc_url=None, redirect_slashes=False
         )
         self._runner = runner
-        self._described: Model | None = None
+        # Not the model: after a reload it would keep the one before in memory.
+        self._described = ""
         for router in (
             routes.probes(probes),
             routes.description(runner),
@@ -41,11 +41,11 @@ class Documented(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, the hot endpoints described by the contract's rules."""
         model = self._runner.model
-        if model is not self._described:
+        if model.contract_sha256 != self._described:
             contract = model.contract
             self.title, self.version, self.summary = (
                 contract.name, contract.version, contract.purpose
             )  # fmt: skip
-            self.openapi_schema, self._described = None, model
+            self.openapi_schema, self._described = None, model.contract_sha256
         document = without_validation_errors(super().openapi())
         return document | {"paths": hot_paths(model) | document["paths"]}

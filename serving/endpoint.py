@@ -46,9 +46,9 @@ class Exchange(Request, ABC):
 
     __slots__ = ("body", "is_answered")
 
-    def __init__(self, scope: Scope, body: bytes = b"") -> None:
+    def __init__(self, scope: Scope) -> None:
         super().__init__(scope)
-        self.body = body
+        self.body = b""
         self.is_answered = False
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Endpoint(Generic[AnyAsked]):
         self._max_body_bytes = max_body_bytes
 
     def take(self, exchange: Exchange) -> None:
-        """Answer a request whose body is there, now or as soon as the model ran."""
+        """Answer a POST request whose body is there, now or as soon as the model ran."""
         self._answered.begin()
         self._take(exchange)
 
@@ -88,6 +88,7 @@ class Endpoint(Generic[AnyAsked]):
         exchange = _Awaited(scope)
         self._answered.begin()
         try:
+            self._check(exchange)
             # The server has checked that it is a number.
             announced = int(exchange.headers.get(b"content-length", 0))
             exchange.body = await read_body(receive, announced, self._max_body_bytes)
@@ -109,14 +110,18 @@ class Endpoint(Generic[AnyAsked]):
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
             self.refuse(exchange, error)
 
-    def _decode(self, model: Model, exchange: Exchange) -> AnyAsked:
+    def _check(self, exchange: Exchange) -> None:
         if exchange.method != "POST":
             raise method_not_allowed(exchange.path, exchange.method, "POST")
+
+    def _decode(self, model: Model, exchange: Exchange) -> AnyAsked:
         if len(exchange.body) > self._max_body_bytes:
             raise _too_large(self._max_body_bytes, "more")
         if encoding := exchange.headers.get(b"content-encoding"):
             exchange.body = decoded(exchange.body, encoding, self._max_body_bytes)
-        return self._codec.decode(model, exchange)
+        asked = self._codec.decode(model, exchange)
+        exchange.body = b""  # not kept while it waits
+        return asked
 
     def _ran(self, exchange: Exchange, model: Model, asked: AnyAsked, outcome: Outcome) -> None:
         if isinstance(outcome, BaseException):
@@ -138,16 +143,21 @@ class Endpoint(Generic[AnyAsked]):
             self._reply(exchange, 200, headers, compressed(body))
             return
         compressing = asyncio.get_running_loop().run_in_executor(None, compressed, body)
-        compressing.add_done_callback(
-            lambda done: self._reply(exchange, 200, headers, done.result())
-        )
+
+        def reply(done: asyncio.Future[bytes]) -> None:
+            if error := done.exception():
+                self.refuse(exchange, error)
+            else:
+                self._reply(exchange, 200, headers, done.result())
+
+        compressing.add_done_callback(reply)
 
     def _reply(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
         if exchange.is_answered:
             return  # it was told that the server stops
         exchange.is_answered = True
-        exchange.reply(status, headers, body)
         self._answered.end(exchange, status)
+        exchange.reply(status, headers, body)
 
 
 class _Awaited(Exchange):

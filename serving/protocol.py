@@ -32,7 +32,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     # A hot request whose head is there, until it is known whether its body came with it.
-    _begun: "tuple[RequestResponseCycle, Endpoint[Any]] | None" = None
+    _begun: "DirectExchange | None" = None
     # uvicorn makes new ones each second.
     _default_headers: list[Pair] = []  # noqa: RUF012 - never changed
     _default_lines = b""
@@ -43,9 +43,8 @@ class HttpProtocol(HttpToolsProtocol):
             data = self._without_upgrade(data)
         super().data_received(data)
         if self._begun:
-            cycle, _ = self._begun
-            self._begun = None
-            super()._start_asgi_task(cycle, self.app)
+            begun, self._begun = self._begun, None
+            super()._start_asgi_task(begun.cycle, self.app)
         if not self._reading_a_head():
             self._head_bytes = 0
             return
@@ -57,9 +56,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Note that a body has come; a hot request is whole then."""
         super().on_message_complete()
         if self._begun:
-            cycle, endpoint = self._begun
-            self._begun = None
-            self._take(cycle, endpoint)
+            begun, self._begun = self._begun, None
+            self._take(begun)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP in the form that all errors have."""
@@ -76,7 +74,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Write a whole answer, and let the connection's next request begin."""
         cycle = exchange.cycle
         self.tasks.discard(exchange)
-        if cycle.disconnected:
+        on_response, cycle.on_response = cycle.on_response, _nothing  # no circle of references
+        if cycle.disconnected or self.transport.is_closing():
             return
         if self._default_headers is not cycle.default_headers:
             self._default_headers = cycle.default_headers
@@ -90,23 +89,27 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(b"".join((STATUS_LINE[status], lines, headers.lines, last, body)))
         if says_so or not cycle.keep_alive:
             self.transport.close()
-        cycle.on_response()
+        on_response()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # An answer that was written at once has set the timer for what comes after this request.
+        self._unset_keepalive_if_required()
         endpoint = self.app.hot(cycle.scope) if cycle.scope["method"] == "POST" else None
         if endpoint is None or cycle.waiting_for_100_continue or self.flow.write_paused:
             super()._start_asgi_task(cycle, app)
-        elif cycle.more_body:
-            self._begun = cycle, endpoint
+            return
+        # Now: what a chunked body has behind it are no headers.
+        exchange = DirectExchange(self, cycle, endpoint)
+        if cycle.more_body:
+            self._begun = exchange
         else:
             # It waited behind another one, whose answer is being written: not in the midst of that.
-            self.loop.call_soon(self._take, cycle, endpoint)
+            self.loop.call_soon(self._take, exchange)
 
-    def _take(self, cycle: RequestResponseCycle, endpoint: Endpoint[Any]) -> None:
-        exchange = DirectExchange(self, cycle, endpoint)
+    def _take(self, exchange: "DirectExchange") -> None:
         # A drain waits for them all, and cancels at last those that are left.
         self.tasks.add(exchange)  # type: ignore[arg-type] # no task, but it can be cancelled
-        endpoint.take(exchange)
+        exchange.take()
 
     def _reading_a_head(self) -> bool:
         # on_message_begin makes the scope, on_headers_complete gives it its method.
@@ -137,10 +140,17 @@ class DirectExchange(Exchange):
     def __init__(
         self, protocol: HttpProtocol, cycle: RequestResponseCycle, endpoint: Endpoint[Any]
     ) -> None:
-        super().__init__(cast(Scope, cycle.scope), bytes(cycle.body))
+        super().__init__(cast(Scope, cycle.scope))
         self.cycle = cycle
         self._protocol = protocol
         self._endpoint = endpoint
+
+    def take(self) -> None:
+        """Have the endpoint answer, the body being there."""
+        self.body = bytes(self.cycle.body)
+        # A connection that is idle keeps its last cycle.
+        self.cycle.body = bytearray()
+        self._endpoint.take(self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """Write the answer."""
@@ -150,3 +160,7 @@ class DirectExchange(Exchange):
         """Answer soon that there will be no answer."""
         stopped = asyncio.CancelledError()
         self._protocol.loop.call_soon(self._endpoint.refuse, self, stopped)
+
+
+def _nothing() -> None:
+    """Do nothing."""

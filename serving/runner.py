@@ -146,7 +146,7 @@ class Runner:
         batch = self._next_batch()
         rows = sum(one.rows for one in batch)
         if self._is_short(batch[0].model, sum(one.values for one in batch)):
-            _tell(batch, self._outcomes(batch, rows))
+            self._tell(batch, self._outcomes(batch, rows))
             # What is left waits for another turn: health is asked in between.
             self._schedule()
             return
@@ -155,10 +155,17 @@ class Runner:
 
         def ran(done: asyncio.Future[list[Outcome]]) -> None:
             self._busy = False
-            _tell(batch, done.result())
+            self._tell(batch, done.result())
             self._schedule()
 
         running.add_done_callback(ran)
+
+    def _tell(self, batch: list[Waiting], outcomes: list[Outcome]) -> None:
+        for one, outcome in zip(batch, outcomes, strict=True):
+            try:
+                one.told(outcome)
+            except Exception as error:  # noqa: BLE001 - of no harm to the others
+                self._loop.call_exception_handler({"message": "answering", "exception": error})
 
     def _next_batch(self) -> list[Waiting]:
         """Return the requests of the next run, the longest waiting first; the others wait on."""
@@ -187,6 +194,8 @@ class Runner:
 
     def _shared(self, batch: list[Waiting], rows: int) -> list[Outcome]:
         model, asked = batch[0].model, batch[0].asked
+        if any(len(array) != one.rows for one in batch for array in one.asked.inputs.values()):
+            raise ValueError("not all inputs have as many rows")
         inputs = {
             name: np.concatenate([one.asked.inputs[name] for one in batch]) for name in asked.inputs
         }
@@ -217,11 +226,6 @@ class Runner:
         self._metrics.batch_rows.observe(rows)
         self._metrics.rows.add(rows)
         return outputs
-
-
-def _tell(batch: list[Waiting], outcomes: list[Outcome]) -> None:
-    for one, outcome in zip(batch, outcomes, strict=True):
-        one.told(outcome)
 
 
 def _settle(answer: asyncio.Future[list[Array]], outcome: Outcome) -> None:

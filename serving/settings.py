@@ -56,11 +56,11 @@ class Settings(BaseModel):
     def from_environment(cls) -> Self:
         """Read the environment. Raises StartupError with every setting that is wrong.
 
-        A variable that is empty is as good as none: so manifests and Makefiles write it.
+        In capitals or not. One that is empty is as good as none: manifests and Makefiles write it.
         """
-        variables = {name: os.environ.get(name.upper()) for name in cls.model_fields}
+        variables = {name.lower(): value for name, value in os.environ.items() if value}
         try:
-            return cls.model_validate({name: value for name, value in variables.items() if value})
+            return cls.model_validate({n: variables[n] for n in cls.model_fields if n in variables})
         except ValidationError as error:
             listed = "".join(f"\n  - {problem}" for problem in _problems(error))
             raise StartupError(f"settings in the environment:{listed}") from None

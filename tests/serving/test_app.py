@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from model_in_image.source import ModelInImageSettings
 from serving import routes
@@ -198,6 +199,34 @@ def test_a_start_waits_for_no_import_of_what_is_asked_now_and_then() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert ran.stdout == "set()\n"
+
+
+def test_what_could_not_be_made_is_made_by_the_next_request(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little memory for a moment must not last."""
+    app = app_of(store / "iris" / "1")
+    make, failures = App._document, [MemoryError()]  # noqa: SLF001 - it cannot fail otherwise
+
+    def fail_once(self: App) -> ASGIApp:
+        if failures:
+            raise failures.pop()
+        return make(self)
+
+    monkeypatch.setattr(App, "_document", fail_once)
+
+    async def ask_twice() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with (
+            app.running(),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            return [await client.get("/metadata"), await client.get("/metadata")]
+
+    first, second = asyncio.run(ask_twice())
+
+    assert first.json() == {"error": "internal error"}
+    assert second.status_code == 200
 
 
 def test_every_path_of_fastapi_is_counted_under_its_name() -> None:

@@ -137,6 +137,7 @@ class Held:
         self.app = create_app(ModelInImageSettings(model_dir=directory), directory)
         self.state = ServerState()
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.url = ""
         self.runs, self.may_end = threading.Event(), threading.Event()
         run = Model.run
 
@@ -163,15 +164,16 @@ class Held:
             )
             async with self.app.running(), listening:
                 port = listening.sockets[0].getsockname()[1]
-                found = await asyncio.to_thread(self._ask, port, act)
+                self.url = f"http://127.0.0.1:{port}"
+                found = await asyncio.to_thread(self._ask, act)
                 self.may_end.set()
                 await asyncio.to_thread(wait_until, lambda: not self.state.tasks)
             return found
 
         return asyncio.run(serve())
 
-    def _ask(self, port: int, act: Callable[[BinaryIO], list[Answer]]) -> list[Answer]:
-        with connect(f"http://127.0.0.1:{port}") as connection:
+    def _ask(self, act: Callable[[BinaryIO], list[Answer]]) -> list[Answer]:
+        with connect(self.url) as connection:
             connection.sendall(request())
             assert self.runs.wait(20)
             with connection.makefile("rb") as stream:
@@ -205,3 +207,41 @@ def test_who_went_away_leaves_nothing_behind(
 
     assert not held.state.tasks
     assert caplog.records == []
+
+
+def test_whoever_makes_the_server_close_the_connection_is_no_hindrance(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind two requests that share a run with others comes what is no HTTP."""
+    held = Held(store, monkeypatch)
+
+    def nonsense(stream: BinaryIO) -> list[Answer]:
+        with connect(held.url) as hostile, connect(held.url) as neighbour:
+            hostile.sendall(request() * 2 + b"nonsense\r\n\r\n")
+            neighbour.sendall(request())
+            wait_until_read(neighbour)
+            assert hostile.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
+            held.may_end.set()
+            return [read_answer(stream), *read_answers(neighbour, 1)]
+
+    assert [answer.status for answer in held.serve(nonsense)] == [200, 200]
+    assert not held.state.tasks
+
+
+def test_another_method_is_refused_before_its_body_has_come(iris: httpx.Client) -> None:
+    with connect(str(iris.base_url)) as connection:
+        connection.sendall(request().replace(b"POST", b"PUT")[: -len(BODY)])
+        (answer,) = read_answers(connection, 1)
+
+    assert answer.status == 405
+
+
+def test_what_is_behind_a_chunked_body_are_no_headers(iris: httpx.Client) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(str(iris.base_url)) as connection:
+        connection.sendall(
+            head + b"%x\r\n%b\r\n0\r\nContent-Encoding: br\r\n\r\n" % (len(BODY), BODY)
+        )
+        (answer,) = read_answers(connection, 1)
+
+    assert answer.status == 200

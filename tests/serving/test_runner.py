@@ -159,6 +159,34 @@ def test_requests_of_other_shapes_are_other_runs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(answer[0], -rows)
 
 
+def test_inputs_that_have_not_as_many_rows_are_no_neighbours(tmp_path: Path) -> None:
+    """Where the contract names no dimension, each input of a request has its own."""
+    file = save(
+        tmp_path / "two.onnx",
+        [("a", FLOAT, [None, 1]), ("b", FLOAT, [None, 1])],
+        [("x", FLOAT, [None, 1]), ("y", FLOAT, [None, 1])],
+        [("Neg", ["a"], ["x"]), ("Neg", ["b"], ["y"])],
+    )
+    artifact = make_contract(
+        onnx_file=file, name="two", version="1", store=tmp_path / "store", purpose="a test"
+    )
+    served = Served(Path(artifact))
+    requests = [
+        {"a": np.full((rows, 1), at, np.float32), "b": np.full((others, 1), at, np.float32)}
+        for at, (rows, others) in enumerate([(2, 3), (1, 1), (3, 2)])
+    ]
+
+    async def together() -> list[list[Array]]:
+        served.runner.serve(served.model)
+        asked = [Asked(inputs, served.model.output_names) for inputs in requests]
+        return await asyncio.gather(*(served.runner.run(served.model, one) for one in asked))
+
+    assert served.model.batches
+    for inputs, (x, y) in zip(requests, asyncio.run(together()), strict=True):
+        np.testing.assert_array_equal(x, -inputs["a"])
+        np.testing.assert_array_equal(y, -inputs["b"])
+
+
 def test_rows_that_depend_on_each_other_do_not_share_a_run(own_store: Path) -> None:
     served = Served(own_store / "centered" / "1")
     requests = [np.full((1, 2), number, np.float32) for number in range(6)]
