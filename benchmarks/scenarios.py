@@ -19,6 +19,7 @@ from benchmarks.turns import take_turns
 
 _FEWER_CONNECTIONS = 8  # where a body is large
 _MEMORY_ROUNDS = 3
+_MEMORY_SECONDS = 4
 _WIDE = (32, 784)
 
 
@@ -82,13 +83,16 @@ def start(bench: Bench) -> Iterator[Measured]:
 
 
 def memory(bench: Bench) -> Iterator[Measured]:
-    """Yield the memory of all processes of a server, after a second of load."""
+    """Yield the memory of all processes of a server, after a few seconds of load."""
     looked_at = {"bare": ("bare", "1"), "one worker": ("this", "1"), "four workers": ("this", "4")}
     for at in range(min(_MEMORY_ROUNDS, bench.rounds)):
         for name, (system, count) in looked_at.items():
             with bench.server(SYSTEMS[system], settings={"WORKERS": count}) as server:
                 bench.until_right(server)
-                bench.contender(server, name).turn("memory", at, asks_health=False)
+                asked = bench.contender(server, name)
+                # Longer than what a server does soon after its start.
+                asked = replace(asked, load=replace(asked.load, seconds=_MEMORY_SECONDS))
+                asked.turn("memory", at, asks_health=False)
                 taken = ProcessTree(server.process.pid).pss_bytes()
             yield Measured("memory", name, at, {"memory_bytes": taken})
 
