@@ -86,8 +86,8 @@ class App:
         health = probes.health(self._runner)
         operations = probes.operations(self._metrics, Inventory(settings, self._runner))
         managed = [*health, *operations]
-        self._public = health if settings.management_port is not None else managed
-        self._public_probes = {probe.path: probe for probe in self._public}
+        public = health if settings.management_port is not None else managed
+        self._public_probes = {probe.path: probe for probe in public}
         self._management_probes = {probe.path: probe for probe in managed}
         self._documented: asyncio.Task[ASGIApp] | None = None
         self._later: asyncio.TimerHandle | None = None
@@ -138,7 +138,7 @@ class App:
         return Answered(self._metrics.endpoint(name), access_log=self._settings.access_log)
 
     async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Note a request that FastAPI answers; a path that is none of ours is `other`."""
+        """Note a request that is not hot; a path that is none of ours is `other`."""
         self._answered_at[_OTHER].begin()
         request, status = Request(scope), 500
 
@@ -182,7 +182,7 @@ class App:
     def _document(self) -> ASGIApp:
         from serving.documented import Documented  # noqa: PLC0415 - a start does not wait for it
 
-        return Documented(self._runner, self._public)
+        return Documented(self._runner, self._public_probes.values())
 
     async def _begin(self) -> Current | None:
         """Serve what is current and return it; None when that failed and is to be tried again.
@@ -235,8 +235,8 @@ class App:
         if self._later:
             self._later.cancel()
         # It takes as long as opening a small model, and the first requests are waiting.
-        loop = asyncio.get_running_loop()
-        self._later = loop.call_later(_LATER_SECONDS, _begin_to_get_ready, contract)
+        ready = threading.Thread(target=_get_ready, args=(contract,), daemon=True)
+        self._later = asyncio.get_running_loop().call_later(_LATER_SECONDS, ready.start)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Run while the server does; a model that cannot be served is said as text."""
@@ -262,10 +262,6 @@ def create_app(settings: Settings, model_dir: Path, *, follows: bool = False) ->
     """
     contract = verify_files(model_dir, settings.contract_sha256)
     return App(settings, contract, model_dir, follows=follows)
-
-
-def _begin_to_get_ready(contract: Contract) -> None:
-    threading.Thread(target=_get_ready, args=(contract,), daemon=True).start()
 
 
 def _get_ready(contract: Contract) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import json
 import traceback
 from abc import ABC, abstractmethod
-from asyncio import CancelledError
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -23,11 +22,10 @@ from serving.asked import Asked
 from serving.contract import Array
 from serving.encoding import GZIP, INLINE_BYTES, compressed, decoded, is_worth
 from serving.errors import RequestError
-from serving.headers import JSON, REQUEST_ID, Headers
+from serving.headers import OF_JSON, REQUEST_ID, Headers, Pair
 from serving.model import Model
 from serving.runner import Outcome, Runner
 
-_OF_ERRORS = Headers(JSON)
 AnyAsked = TypeVar("AnyAsked", bound=Asked)
 
 
@@ -79,16 +77,15 @@ class Endpoint(Generic[AnyAsked]):
     def refuse(self, exchange: Exchange, error: BaseException) -> None:
         """Answer what an error means. Raises what is not for clients: the end of the process."""
         refused = _refusal(exchange, error)
-        more = [(name.encode(), value.encode()) for name, value in refused.headers.items()]
-        headers = _OF_ERRORS.plus(*more) if more else _OF_ERRORS
-        self._reply(exchange, refused.status, headers, error_body(refused.message))
+        body = error_body(refused.message)
+        self._reply(exchange, refused.status, error_headers(refused), body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application."""
         exchange = _Awaited(scope)
         self._answered.begin()
         try:
-            self._check(exchange)
+            check_method(exchange.path, exchange.method, "POST")
             # The server has checked that it is a number.
             announced = int(exchange.headers.get(b"content-length", 0))
             exchange.body = await read_body(receive, announced, self._max_body_bytes)
@@ -99,8 +96,8 @@ class Endpoint(Generic[AnyAsked]):
             return
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
             self.refuse(exchange, error)
-        for message in exchange.messages:
-            await send(message)
+        status, headers, body = exchange.answer
+        await respond(send, status, headers, body, (REQUEST_ID, exchange.request_id))
 
     def _take(self, exchange: Exchange) -> None:
         try:
@@ -109,10 +106,6 @@ class Endpoint(Generic[AnyAsked]):
             self._runner.begin(model, asked, partial(self._ran, exchange, model, asked))
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
             self.refuse(exchange, error)
-
-    def _check(self, exchange: Exchange) -> None:
-        if exchange.method != "POST":
-            raise method_not_allowed(exchange.path, exchange.method, "POST")
 
     def _decode(self, model: Model, exchange: Exchange) -> AnyAsked:
         if len(exchange.body) > self._max_body_bytes:
@@ -161,26 +154,18 @@ class Endpoint(Generic[AnyAsked]):
 
 
 class _Awaited(Exchange):
-    """An exchange that a coroutine waits for. messages: the answer, as ASGI has it."""
+    """An exchange that a coroutine waits for. answer: what to respond, once that is known."""
 
-    __slots__ = ("messages", "replied")
+    __slots__ = ("answer", "replied")
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope)
         self.replied = asyncio.Event()
-        self.messages: tuple[Message, ...] = ()
+        self.answer: tuple[int, Headers, bytes]
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """Let the coroutine go on."""
-        pairs = [
-            *headers.pairs,
-            (b"content-length", b"%d" % len(body)),
-            (REQUEST_ID, self.request_id),
-        ]
-        self.messages = (
-            {"type": "http.response.start", "status": status, "headers": pairs},
-            {"type": "http.response.body", "body": body},
-        )
+        self.answer = status, headers, body
         self.replied.set()
 
 
@@ -206,6 +191,19 @@ async def read_body(receive: Receive, announced: int, max_bytes: int) -> bytes:
     return body
 
 
+async def respond(send: Send, status: int, headers: Headers, body: bytes, *more: Pair) -> None:
+    """Send a whole answer as ASGI has it. more: headers of this answer alone."""
+    pairs = [*headers.pairs, (b"content-length", b"%d" % len(body)), *more]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_headers(error: RequestError) -> Headers:
+    """Return the headers that an error is answered with."""
+    more = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    return OF_JSON.plus(*more) if more else OF_JSON
+
+
 def error_body(message: str) -> bytes:
     """Return the one form all errors have."""
     # A lone surrogate, which JSON can escape and UTF-8 cannot write, comes back as "?".
@@ -217,11 +215,17 @@ def method_not_allowed(path: str, method: str, allowed: str) -> RequestError:
     return RequestError(405, f"{path}: expected {allowed}, got {method}", {"allow": allowed})
 
 
+def check_method(path: str, method: str, allowed: str) -> None:
+    """Refuse a method that a path does not have. Raises RequestError."""
+    if method != allowed:
+        raise method_not_allowed(path, method, allowed)
+
+
 def _refusal(exchange: Exchange, error: BaseException) -> RequestError:
     """Return what a client is told. Raises what is not for clients: the end of the process."""
     if isinstance(error, RequestError):
         return error
-    if isinstance(error, CancelledError):
+    if isinstance(error, asyncio.CancelledError):
         return RequestError(503, "the server stopped before the request was complete")
     if not isinstance(error, Exception):
         raise error

@@ -36,6 +36,10 @@ class Headers:
         return Headers(*self.pairs, *more)
 
 
+# What most answers have.
+OF_JSON = Headers(JSON)
+
+
 def request_id(given: bytes | None, traceparent: bytes | None) -> bytes:
     """Return the id of a request: X-Request-ID, else the trace's, else one of our own.
 

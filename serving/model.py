@@ -18,7 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, R
 
 from serving.contract import CONTRACT_FILE, Array, Contract
 from serving.errors import RequestError
-from serving.headers import BINARY, JSON, Headers
+from serving.headers import BINARY, OF_JSON, Headers
 from serving.rows import Rows, why_no_rows
 from serving.tensors import Tensors
 from serving.verify import sha256_of, verified_session
@@ -75,7 +75,7 @@ class Model:
             rows=None if why_no_rows(contract) else Rows(contract, max_rows=max_rows),
             tensors=Tensors(contract, max_rows=max_rows),
             paths=frozenset({contract.name, f"{contract.name}/versions/{contract.version}"}),
-            headers=Headers(JSON, *about),
+            headers=OF_JSON.plus(*about),
             headers_of_binary=Headers(BINARY, *about),
             contract_sha256=sha256_of(directory / CONTRACT_FILE),
             seconds_per_value=_seconds_per_value(contract, session),
