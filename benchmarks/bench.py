@@ -11,6 +11,7 @@ from benchmarks.systems import Server, System
 from benchmarks.turns import Contender
 
 CONNECTIONS = 64
+FEWER_CONNECTIONS = 8  # where a body is large
 
 
 @dataclass(frozen=True)

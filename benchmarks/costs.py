@@ -6,28 +6,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Self
 
-from benchmarks.bench import Bench
+from benchmarks.bench import FEWER_CONNECTIONS, Bench
 from benchmarks.goals import Measured
 from benchmarks.load import Ask
 from benchmarks.machine import ProcessTree
 from benchmarks.samples import FEATURES, ROW
-from benchmarks.systems import SYSTEMS
-from benchmarks.turns import take_turns
+from benchmarks.systems import MODEL_LOAD, SYSTEMS
+from benchmarks.turns import again_and_again, take_turns
 
 _ROWS = (1, 8, 64, 512)
 _CONNECTIONS = (1, 4, 16, 64, 256)
-_FEW = 8  # where a body is large
 # Of models, in megabytes.
 _SIZES = (1, 10, 100, 500)
 _MOST_ROUNDS = 3
 _LOOK_SECONDS = 0.01
-_SYSTEMS = ("bare", "model_in_image", "model_load")
+_SYSTEMS = {"bare": SYSTEMS["bare"], "model_in_image": SYSTEMS["this"], "model_load": MODEL_LOAD}
 
 
 def rows(bench: Bench) -> Iterator[Measured]:
@@ -39,7 +38,8 @@ def rows(bench: Bench) -> Iterator[Measured]:
             for count in _ROWS
         }
         contenders = [
-            bench.contender(server, name, ask, connections=_FEW) for name, ask in asks.items()
+            bench.contender(server, name, ask, connections=FEWER_CONNECTIONS)
+            for name, ask in asks.items()
         ]
         for found in take_turns("rows", contenders, bench.rounds):
             rate = found.values["requests_per_second"] * int(found.system.split()[0])
@@ -65,68 +65,43 @@ def sizes(bench: Bench) -> Iterator[Measured]:
     subprocess.run(
         [sys.executable, "-m", "benchmarks.models", str(bench.store), *map(str, _SIZES)], check=True
     )
-    with _Store(bench.store) as store:
+    with _served(bench.store) as store:
         for at in range(min(_MOST_ROUNDS, bench.rounds)):
             for megabytes in _SIZES:
-                for name in random.sample(_SYSTEMS, len(_SYSTEMS)):
+                for name in random.sample(list(_SYSTEMS), len(_SYSTEMS)):
                     values = _start(bench, name, f"sized-{megabytes}", store)
                     yield Measured("sizes", f"{name}, {megabytes} MB", at, values)
 
 
-def _start(bench: Bench, name: str, model: str, store: "_Store") -> dict[str, float]:
+def _start(bench: Bench, name: str, model: str, store: str) -> dict[str, float]:
     """Start a server until its first prediction; return how long it took and its peak memory."""
     ask = Ask("/predict", json.dumps({"data": [[1.0] * FEATURES]}).encode())
-    system, settings = SYSTEMS["bare" if name == "bare" else "this"], {}
+    settings = {}
     if name == "model_load":
-        system = replace(system, command=("{python}", "-m", "model_load"))
         cache = bench.directory / f"cache-{random.getrandbits(64):x}"
-        settings = {"MODEL_URI": f"{store.url}/{model}/1", "MODEL_CACHE_DIR": str(cache)}
-    with (
-        bench.server(replace(system, ask=ask), model, settings=settings) as server,
-        _Peak(server.process.pid) as peak,
-    ):
-        seconds = server.wait_until_right(ask, lambda _: None)
-    return {"start_seconds": seconds, "peak_bytes": peak.found}
+        settings = {"MODEL_URI": f"{store}/{model}/1", "MODEL_CACHE_DIR": str(cache)}
+    seen: list[int] = []
+    with bench.server(replace(_SYSTEMS[name], ask=ask), model, settings=settings) as server:
+
+        def look() -> bool:
+            seen.append(ProcessTree(server.process.pid).pss_bytes())
+            return True
+
+        with again_and_again(look, _LOOK_SECONDS):
+            seconds = server.wait_until_right(ask, lambda _: None)
+    return {"start_seconds": seconds, "peak_bytes": max(seen, default=0)}
 
 
-class _Peak:
-    """The most memory that a tree of processes has at a time, as far as one can see."""
-
-    def __init__(self, root: int) -> None:
-        self.found = 0
-        self._root = root
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ends.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._ends.wait(_LOOK_SECONDS):
-            self.found = max(self.found, ProcessTree(self._root).pss_bytes())
-
-
-class _Store:
-    """The models, read by HTTP on loopback."""
-
-    def __init__(self, directory: Path) -> None:
-        handler = partial(_Quiet, directory=str(directory))
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+@contextmanager
+def _served(store: Path) -> Iterator[str]:
+    """Let a store be read by HTTP on loopback; yield its address."""
+    handler = partial(_Quiet, directory=str(store))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -18,10 +18,10 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from benchmarks.bench import CONNECTIONS
 from benchmarks.load import Ask
 from benchmarks.systems import ROWS, TENSORS
 
-_CONNECTIONS = 64
 _TURNS = 100
 _REPEATS = 9
 _DATE = (b"date", b"Thu, 01 Jan 2026 00:00:00 GMT")
@@ -97,7 +97,7 @@ async def _microseconds(served: Served) -> float:
     config.load()
     state = ServerState()
     state.default_headers = [_DATE]
-    protocols, transports = [], [Nowhere() for _ in range(_CONNECTIONS)]
+    protocols, transports = [], [Nowhere() for _ in range(CONNECTIONS)]
     for transport in transports:
         protocols.append(served.protocol(config, state, {}))
         protocols[-1].connection_made(transport)
@@ -113,7 +113,7 @@ async def _microseconds(served: Served) -> float:
         protocol.connection_lost(None)
         if transport.answers != _TURNS:
             raise RuntimeError(f"expected {_TURNS} times 200, got {transport.answers}")
-    return seconds / _TURNS / _CONNECTIONS * 1e6
+    return seconds / _TURNS / CONNECTIONS * 1e6
 
 
 def _request(ask: Ask) -> bytes:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import costs
-from benchmarks.bench import CONNECTIONS, Bench
+from benchmarks.bench import CONNECTIONS, FEWER_CONNECTIONS, Bench
 from benchmarks.goals import Measured
 from benchmarks.load import Ask
 from benchmarks.machine import ProcessTree
-from benchmarks.systems import SYSTEMS, TENSORS, NotMeasured, System, of_tensors
+from benchmarks.systems import MODEL_LOAD, SYSTEMS, TENSORS, NotMeasured, System, of_tensors
 from benchmarks.turns import take_turns
 
-_FEWER_CONNECTIONS = 8  # where a body is large
 _MEMORY_ROUNDS = 3
 _MEMORY_SECONDS = 4
 _WIDE = (32, 784)
@@ -60,7 +59,7 @@ def wide(bench: Bench) -> Iterator[Measured]:
         if not np.allclose(as_json, as_binary, atol=1e-4):
             raise NotMeasured("JSON and binary data have different answers")
         contenders = [
-            bench.contender(server, name, ask, connections=_FEWER_CONNECTIONS)
+            bench.contender(server, name, ask, connections=FEWER_CONNECTIONS)
             for name, ask in asks.items()
         ]
         yield from take_turns("wide", contenders, bench.rounds)
@@ -68,11 +67,10 @@ def wide(bench: Bench) -> Iterator[Measured]:
 
 def start(bench: Bench) -> Iterator[Measured]:
     """Yield the time from exec to the first right prediction."""
-    this = SYSTEMS["this"]
     systems = {
         "bare": SYSTEMS["bare"],
-        "model_in_image": this,
-        "model_load": replace(this, command=("{python}", "-m", "model_load")),
+        "model_in_image": SYSTEMS["this"],
+        "model_load": MODEL_LOAD,
     }
     for at in range(-1, bench.rounds):
         for name in random.sample(list(systems), len(systems)):
@@ -89,10 +87,9 @@ def memory(bench: Bench) -> Iterator[Measured]:
         for name, (system, count) in looked_at.items():
             with bench.server(SYSTEMS[system], settings={"WORKERS": count}) as server:
                 bench.until_right(server)
-                asked = bench.contender(server, name)
                 # Longer than what a server does soon after its start.
-                asked = replace(asked, load=replace(asked.load, seconds=_MEMORY_SECONDS))
-                asked.turn("memory", at, asks_health=False)
+                longer = replace(bench, seconds=_MEMORY_SECONDS)
+                longer.contender(server, name).turn("memory", at, asks_health=False)
                 taken = ProcessTree(server.process.pid).pss_bytes()
             yield Measured("memory", name, at, {"memory_bytes": taken})
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Self
@@ -215,6 +215,7 @@ SYSTEMS = {
         ),
     )
 }  # fmt: skip
+MODEL_LOAD = replace(SYSTEMS["this"], command=("{python}", "-m", "model_load"))
 
 
 class Server:

@@ -8,11 +8,11 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import quantiles
-from typing import Self
 
 from benchmarks.goals import Measured
 from benchmarks.load import Ask, Load
@@ -41,7 +41,10 @@ class Contender:
         root, url = self.server.process.pid, self.server.url(self.ask)
         health: dict[str, float] = {}
         if asks_health:
-            with Health(self.server.port) as asked:
+            with (
+                closing(Health(self.server.port)) as asked,
+                again_and_again(asked.ask, _PAUSE_SECONDS),
+            ):
                 window = self.load.window(url, self.script, root)
             health = asked.found()
         else:
@@ -74,22 +77,24 @@ def take_turns(
 
 
 class Health:
-    """Somebody who asks for health again and again, on a connection of its own."""
+    """Somebody who asks for health, on a connection of its own, as long as that is well."""
 
     def __init__(self, port: int) -> None:
         self._connection = socket.create_connection(("127.0.0.1", port), _TIMEOUT_SECONDS)
         self._seconds: list[float] = []
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._ask, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ends.set()
-        self._thread.join(_TIMEOUT_SECONDS)
+    def close(self) -> None:
+        """Ask no more."""
         self._connection.close()
+
+    def ask(self) -> bool:
+        """Ask once; return whether the answer was right."""
+        started = time.perf_counter()
+        self._connection.sendall(_HEALTH)
+        if not self._connection.recv(1 << 16).startswith(b"HTTP/1.1 200"):
+            return False
+        self._seconds.append(time.perf_counter() - started)
+        return True
 
     def found(self) -> dict[str, float]:
         """Return the 99th percentile of the answers' times, in seconds; nothing without two."""
@@ -97,10 +102,20 @@ class Health:
             return {}
         return {"health_p99": quantiles(self._seconds, n=100, method="inclusive")[98]}
 
-    def _ask(self) -> None:
-        while not self._ends.wait(_PAUSE_SECONDS):
-            started = time.perf_counter()
-            self._connection.sendall(_HEALTH)
-            if not self._connection.recv(1 << 16).startswith(b"HTTP/1.1 200"):
-                return
-            self._seconds.append(time.perf_counter() - started)
+
+@contextmanager
+def again_and_again(act: Callable[[], bool], pause_seconds: float) -> Iterator[None]:
+    """Act in a thread meanwhile, with pauses, until it returns False."""
+    ends = threading.Event()
+
+    def repeat() -> None:
+        while not ends.wait(pause_seconds) and act():
+            pass
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join(_TIMEOUT_SECONDS)
