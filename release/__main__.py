@@ -110,8 +110,8 @@ def inventory(
     ] = "table",
 ) -> None:
     """Say what runs where, and what of it does not agree; 1 when anything does not."""
-    with failures_as_text(), addresses(urls.split()) as asked:
-        replicas, silent = ask(asked)
+    with failures_as_text():
+        replicas, silent = ask(addresses(urls.split()))
         found = list(dict.fromkeys([*silent, *disagreements(replicas, store)]))
         noted = list(dict.fromkeys(notes(replicas)))
     if not (replicas or silent):

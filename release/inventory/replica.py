@@ -1,14 +1,19 @@
 """One process that serves, as it answers for itself at /inventory."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import httpx
 
+from release.kubernetes.kubectl import ClusterError
+
 _ASK_SECONDS = 10
+# Servers at the same time: in a cluster each is a kubectl process of some 50 MB.
+_PARALLEL = 8
 # Answers come from any worker.
 _ROUNDS = 20
 
@@ -35,20 +40,21 @@ Answer = dict[str, Any]
 class Address:
     """Where a server can be asked.
 
-    name: for people. In a cluster it belongs to the track of an instance, and its pod says which
-    contract_sha256 it should serve.
+    name: for people. connect: opens a connection and gives the URL, which holds until the end of
+    the `with` block. In a cluster the server belongs to the track of an instance, and its pod says
+    which contract_sha256 it should serve.
     """
 
     name: str
-    url: str
+    connect: Callable[[], AbstractContextManager[str]]
     track: str | None = None
     instance: str | None = None
     contract_sha256: str | None = None
 
     @classmethod
     def of(cls, url: str) -> "Address":
-        """Return the address that a person gave."""
-        return cls(url, url.rstrip("/"))
+        """Return the address of a server that needs no connection beforehand."""
+        return cls(url, lambda: nullcontext(url.rstrip("/")))
 
 
 @dataclass(frozen=True)
@@ -81,19 +87,23 @@ class Replica:
 
 
 def ask(addresses: Iterable[Address]) -> tuple[list[Replica], list[str]]:
-    """Return every worker of every server, and what could not be asked."""
-    replicas, silent = [], []
-    for address in addresses:
-        url = address.name
-        try:
-            found, wanted = _workers(address)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            silent.append(f"{url}: no /inventory there: {_why(error)}")
-            continue
-        replicas += found
-        if len(found) < wanted:
-            silent.append(f"{url}: {len(found)} of {wanted} workers answered")
-    return replicas, silent
+    """Return every worker of every server, and a message for each that did not answer."""
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        answers = list(threads.map(_ask, addresses))
+    replicas = [replica for found, _ in answers for replica in found]
+    return replicas, [message for _, message in answers if message]
+
+
+def _ask(address: Address) -> tuple[list[Replica], str | None]:
+    """Return the workers of one server, and what is missing of them."""
+    try:
+        with address.connect() as url:
+            found, wanted = _workers(address, url)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, ClusterError) as error:
+        return [], f"{address.name}: no /inventory there: {_why(error)}"
+    if len(found) < wanted:
+        return found, f"{address.name}: {len(found)} of {wanted} workers answered"
+    return found, None
 
 
 def _why(error: Exception) -> str:
@@ -104,8 +114,8 @@ def _why(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _workers(address: Address) -> tuple[list[Replica], int]:
-    """Ask one address until all of its workers have answered, or long enough; and their number."""
+def _workers(address: Address, url: str) -> tuple[list[Replica], int]:
+    """Send requests until every worker has answered, or _ROUNDS times; return their number, too."""
     found: dict[tuple[str, int], Replica] = {}
     wanted = 1
     with (
@@ -114,7 +124,7 @@ def _workers(address: Address) -> tuple[list[Replica], int]:
     ):
         for _ in range(_ROUNDS):
             # At the same time: one that is idle would answer them all, one by one.
-            urls = [address.url] * (2 * wanted - 1)
+            urls = [url] * (2 * wanted - 1)
             for answer in threads.map(partial(_answer, client), urls):
                 found[answer["host"], answer["pid"]] = Replica(address, answer)
                 wanted = answer["settings"]["workers"]

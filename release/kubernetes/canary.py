@@ -8,17 +8,19 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
 
 from release.kubernetes import golden
 from release.kubernetes.deploy import ROLLOUT_SECONDS, apply, contract_of, settle
-from release.kubernetes.deployment import Deployment, RolloutError, is_ready
+from release.kubernetes.deployment import Deployment, is_ready
 from release.kubernetes.golden import WrongAnswer
 from release.kubernetes.judge import Counts, worse
-from release.kubernetes.kubectl import ClusterError, api_server, pod_url
+from release.kubernetes.kubectl import ClusterError
 from release.kubernetes.manifests import Manifests
+from release.kubernetes.port_forward import HTTP, MANAGEMENT, PortForwards
 from serving.contract import Contract
 
 _LOOK_SECONDS = 2
@@ -166,35 +168,37 @@ class Canary:
         try:
             self.deployment.wait(ROLLOUT_SECONDS)
             self.stable.wait(ROLLOUT_SECONDS)
-            self._ask_golden_rows(manifests.contract)
-        except (RolloutError, WrongAnswer) as error:
+            with PortForwards(self.deployment.namespace) as pods:
+                self._ask_golden_rows(pods, manifests.contract)
+        except (ClusterError, WrongAnswer) as error:
             print(self.deployment.report(), file=sys.stderr)
             self.abort([str(error)])
             raise ClusterError(f"{self.deployment.name}: aborted: {error}") from None
 
-    def _ask_golden_rows(self, contract: Contract, least: float = 0.0) -> None:
-        """Ask every canary's pod for its golden rows and the stable's. Raises WrongAnswer."""
+    def _ask_golden_rows(self, pods: PortForwards, contract: Contract, least: float = 0.0) -> None:
+        """Check the golden rows of the canary and of the stable release on each of its pods.
+
+        Raises WrongAnswer, and ClusterError if a pod cannot be reached.
+        """
         served = contract_of(self.stable.current(), self._store)
-        with api_server() as api:
-            for pod in self.deployment.pods():
-                name = pod["metadata"]["name"]
-                url = pod_url(api, self.deployment.namespace, name, "8000")
-                golden.check(url, contract)
-                if not served or not least:
-                    continue
-                share = golden.agreement(url, served)
-                if share < least:
-                    raise WrongAnswer(
-                        f"golden rows of {served.name}/{served.version}: it agrees on "
-                        f"{share:.0%}, expected {least:.0%}"
-                    )
+        for pod in self.deployment.pods():
+            name = pod["metadata"]["name"]
+            pods.ask(name, HTTP, partial(golden.check, contract=contract))
+            if not served or not least:
+                continue
+            share = pods.ask(name, HTTP, partial(golden.agreement, contract=served))
+            if share < least:
+                raise WrongAnswer(
+                    f"golden rows of {served.name}/{served.version}: it agrees on "
+                    f"{share:.0%}, expected {least:.0%}"
+                )
 
     def _bake(self, contract: Contract, trial: Trial) -> None:
         """Watch a step. Raises ClusterError when it was aborted, and InconclusiveError."""
-        with api_server() as api:
-            canary = _Watched(api, self.deployment.namespace, self.deployment.pods())
-            stable = _Watched(api, self.stable.namespace, self.stable.fresh_pods())
-            reasons = self._watch(canary, contract, trial)
+        with PortForwards(self.deployment.namespace) as pods:
+            canary = _Watched(pods, self.deployment.pods())
+            stable = _Watched(pods, self.stable.fresh_pods())
+            reasons = self._watch(pods, canary, contract, trial)
             counts = canary.counts(), stable.counts()
         print(f"  canary: {counts[0]}\n  stable: {counts[1]}", flush=True)
         reasons += worse(*counts, trial.min_requests)
@@ -209,14 +213,16 @@ class Canary:
                 "stays at this share; the same command goes on, `make abort` ends it."
             )
 
-    def _watch(self, canary: "_Watched", contract: Contract, trial: Trial) -> list[str]:
+    def _watch(
+        self, pods: PortForwards, canary: "_Watched", contract: Contract, trial: Trial
+    ) -> list[str]:
         """Return after the time of a step, or at once with what is wrong beyond doubt."""
         deadline = time.monotonic() + trial.bake_seconds
         while True:
             try:
-                self._ask_golden_rows(contract, trial.agreement)
-            except WrongAnswer as wrong:
-                return [str(wrong)]
+                self._ask_golden_rows(pods, contract, trial.agreement)
+            except (WrongAnswer, ClusterError) as error:
+                return [str(error)]
             if lost := canary.lost(self.deployment.pods()):
                 return lost
             left = deadline - time.monotonic()
@@ -228,23 +234,23 @@ class Canary:
 class _Watched:
     """Pods and what they had counted when the watch began."""
 
-    def __init__(self, api: str, namespace: str, pods: list[dict[str, Any]]) -> None:
-        self._urls = {
-            pod["metadata"]["name"]: pod_url(api, namespace, pod["metadata"]["name"])
-            for pod in pods
-        }
+    def __init__(self, connections: PortForwards, pods: list[dict[str, Any]]) -> None:
+        self._connections = connections
         self._restarts = {pod["metadata"]["name"]: _restarts(pod) for pod in pods}
-        self._before = {name: Counts.at(url) for name, url in self._urls.items()}
+        self._before = {name: self._counts(name) for name in self._restarts}
 
     def counts(self) -> Counts:
         """Return what they have counted since; of those that are still there."""
         total = Counts()
-        for name, url in self._urls.items():
+        for name, before in self._before.items():
             try:
-                total += Counts.at(url) - self._before[name]
-            except httpx.HTTPError:
+                total += self._counts(name) - before
+            except (httpx.HTTPError, ClusterError):
                 continue
         return total
+
+    def _counts(self, name: str) -> Counts:
+        return self._connections.ask(name, MANAGEMENT, Counts.at)
 
     def lost(self, pods: list[dict[str, Any]]) -> list[str]:
         """Return which pods have restarted, or are not ready any more."""

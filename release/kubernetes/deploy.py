@@ -5,22 +5,23 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import httpx
 import yaml
 
 from release.kubernetes import golden
 from release.kubernetes.deployment import Deployment, Revision, RolloutError
 from release.kubernetes.golden import WrongAnswer
-from release.kubernetes.kubectl import ClusterError, api_server, kubectl, service_url
+from release.kubernetes.kubectl import ClusterError, kubectl
 from release.kubernetes.manifests import Manifests, Track, kustomize
+from release.kubernetes.port_forward import HTTP, PortForwards
 from release.store import contract_in
 from serving.contract import Contract, parse_contract
 
 # Beyond the deadline of the manifests, which Kubernetes watches itself.
 ROLLOUT_SECONDS = 1200
-# The news of which pods there are travels.
+# Until the Service's endpoints are up to date.
 _SETTLE_SECONDS = 15
 _SETTLE_PAUSE_SECONDS = 0.5
 _APPLY_SECONDS = 60
@@ -45,8 +46,8 @@ def deploy(manifests: Manifests) -> None:
     print(f"{deployment.name}: {f'from {before} ' if before else ''}to {now}", flush=True)
     settle(deployment, manifests.contract, before)
     print(
-        f"{deployment.name}: {deployment.replicas()} replicas of {now} serve, "
-        f"the Service predicts right, after {time.monotonic() - started:.1f} s"
+        f"{deployment.name}: {deployment.replicas()} replicas of {now} serve, the Service routes "
+        f"to each, and each predicts right, after {time.monotonic() - started:.1f} s"
     )
 
 
@@ -139,19 +140,29 @@ def settle(deployment: Deployment, contract: Contract | None, before: Revision |
 
 
 def _see_it_predict(deployment: Deployment, contract: Contract | None) -> None:
-    """Ask the Service until it answers as it should. Raises WrongAnswer."""
+    """Wait until the Service routes to each replica and each predicts right. Raises WrongAnswer."""
+    if contract is None:
+        print("The store no longer has its contract: checked only whether it is ready.")
     deadline = time.monotonic() + _SETTLE_SECONDS
-    with api_server() as api:
-        url = service_url(api, deployment.namespace, deployment.instance)
+    with PortForwards(deployment.namespace) as pods:
         while True:
             try:
-                if contract is not None:
-                    return golden.check(url, contract)
-                print("The store no longer has its contract: only asked whether it is ready.")
-                httpx.get(f"{url}/v2/health/ready").raise_for_status()
-            except (WrongAnswer, httpx.HTTPError) as error:
+                return _check_replicas(deployment, contract, pods)
+            except (WrongAnswer, ClusterError) as error:
                 if time.monotonic() > deadline:
                     raise WrongAnswer(str(error)) from None
                 time.sleep(_SETTLE_PAUSE_SECONDS)
-            else:
-                return None
+
+
+def _check_replicas(deployment: Deployment, contract: Contract | None, pods: PortForwards) -> None:
+    replicas = {pod["metadata"]["name"] for pod in deployment.pods()}
+    if missing := replicas - deployment.routed_pods():
+        raise WrongAnswer(
+            f"Service {deployment.instance}: expected to route to every replica, does not route "
+            f"to {', '.join(sorted(missing))}"
+        )
+    for replica in sorted(replicas):
+        if contract is None:
+            pods.ask(replica, HTTP, golden.check_ready)
+        else:
+            pods.ask(replica, HTTP, partial(golden.check, contract=contract))

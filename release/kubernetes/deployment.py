@@ -219,6 +219,18 @@ class Deployment:
         left = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
         return sorted(left, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
+    def routed_pods(self) -> set[str]:
+        """Return the names of the pods, of any track, to which the Service routes requests."""
+        select = f"--selector=kubernetes.io/service-name={self.instance}"
+        slices = get("endpointslices", select, *self._in)["items"]
+        # `endpoints` is null in a slice without any.
+        endpoints = [one for part in slices for one in part.get("endpoints") or ()]
+        return {
+            endpoint["targetRef"]["name"]
+            for endpoint in endpoints
+            if endpoint["conditions"].get("ready")
+        }
+
     def wait(self, seconds: float) -> None:
         """Return once every replica runs the current template and is available.
 

@@ -81,6 +81,14 @@ def agreement(url: str, contract: Contract) -> float:
     return float(np.mean(close.reshape(len(close), -1).all(axis=-1)))
 
 
+def check_ready(url: str) -> None:
+    """Return if a server is ready, which it is only after golden rows. Raises WrongAnswer."""
+    try:
+        httpx.get(f"{url}/v2/health/ready", timeout=_SECONDS).raise_for_status()
+    except httpx.HTTPError as error:
+        raise WrongAnswer(f"not ready: {error or type(error).__name__}") from error
+
+
 def _check_sha256(url: str, contract: Contract) -> None:
     try:
         about: dict[str, Any] = httpx.get(f"{url}/metadata", timeout=_SECONDS).json()

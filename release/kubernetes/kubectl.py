@@ -2,18 +2,13 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _SECONDS = 10
-# Of a local proxy to say its port; it asks nobody.
-_PROXY_SECONDS = 10
 # How kubectl says that there is nobody to ask, which is no error here.
 _NO_CONTEXT = "current-context is not set"
 _NOT_FOUND = "(NotFound)"
@@ -90,46 +85,6 @@ def current_context() -> str | None:
         if _NO_CONTEXT in str(error):
             return None
         raise
-
-
-@contextmanager
-def api_server() -> Iterator[str]:
-    """Give the address, on loopback, of a proxy to the API server with kubectl's credentials.
-
-    Raises ClusterError when there is none.
-    """
-    with tempfile.TemporaryFile("w+") as said:
-        try:
-            proxy = subprocess.Popen(
-                ["kubectl", "proxy", "--port=0", "--address=127.0.0.1"],  # noqa: S607
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                text=True,
-            )
-        except OSError as error:
-            raise ClusterError(f"kubectl: cannot be run: {error.strerror}") from None
-        with proxy:
-            try:
-                assert proxy.stdout is not None  # noqa: S101 - asked for above
-                where = re.search(r"\S+:\d+$", proxy.stdout.readline().strip())
-                if where is None:
-                    proxy.wait(_PROXY_SECONDS)
-                    said.seek(0)
-                    raise ClusterError(f"kubectl proxy: {said.read().strip()}")
-                yield f"http://{where[0]}"
-            finally:
-                proxy.terminate()
-
-
-def pod_url(api: str, namespace: str, pod: str, port: str = "9000") -> str:
-    """Return where a pod's port is behind the API server's proxy."""
-    return f"{api}/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy"
-
-
-def service_url(api: str, namespace: str, service: str) -> str:
-    """Return where a Service's predictions are behind the API server's proxy."""
-    return f"{api}/api/v1/namespaces/{namespace}/services/{service}:http/proxy"
 
 
 def _configuration() -> Path | None:

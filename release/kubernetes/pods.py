@@ -1,14 +1,15 @@
-"""The pods of this project in a cluster, of both modes and tracks, and where each is asked."""
+"""The pods of this project in a cluster, of both modes and tracks, and how to reach each."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from release.inventory.replica import Address
 from release.kubernetes.deployment import Revision
-from release.kubernetes.kubectl import api_server, current_context, get, pod_url
+from release.kubernetes.kubectl import current_context, get
 from release.kubernetes.manifests import CONTRACT_SHA256
+from release.kubernetes.port_forward import MANAGEMENT, port_forward
 
 _SELECT = "app.kubernetes.io/name=inference"
 _INSTANCE = "app.kubernetes.io/instance"
@@ -17,19 +18,16 @@ _LOCAL = ("http://127.0.0.1:8000", "http://127.0.0.1:8001")
 _ENDED = ("Succeeded", "Failed")
 
 
-@contextmanager
-def addresses(urls: Sequence[str]) -> Iterator[list[Address]]:
-    """Give the addresses of some URLS; without any, of every pod of the current context.
+def addresses(urls: Sequence[str]) -> list[Address]:
+    """Return the addresses of some URLS; without any, of every pod of the current context.
 
-    Where no cluster is configured either, those of `make run`. They hold until the end of the
-    `with`. Raises ClusterError when the cluster cannot be asked.
+    Where no cluster is configured either, those of `make run`. Raises ClusterError when the
+    cluster does not answer.
     """
     if urls or (context := current_context()) is None:
-        yield [Address.of(url) for url in urls or _LOCAL]
-        return
+        return [Address.of(url) for url in urls or _LOCAL]
     print(f"All pods of this project in the cluster of the context {context}", file=sys.stderr)
-    with api_server() as api:
-        yield [_address(api, pod) for pod in running_pods()]
+    return [_address(pod) for pod in running_pods()]
 
 
 def running_pods() -> list[dict[str, Any]]:
@@ -61,12 +59,12 @@ def _instance(pod: dict[str, Any]) -> str:
     return f"{pod['metadata']['namespace']}/{pod['metadata']['labels'].get(_INSTANCE)}"
 
 
-def _address(api: str, pod: dict[str, Any]) -> Address:
+def _address(pod: dict[str, Any]) -> Address:
     about = pod["metadata"]
     namespace, name, labels = about["namespace"], about["name"], about["labels"]
     return Address(
         name=f"{namespace}/{name}",
-        url=pod_url(api, namespace, name),
+        connect=partial(port_forward, namespace, name, MANAGEMENT),
         track=labels.get("track"),
         instance=_instance(pod),
         contract_sha256=about.get("annotations", {}).get(CONTRACT_SHA256),

@@ -20,10 +20,10 @@ from release.images import Release
 from release.kubernetes import golden
 from release.kubernetes.deploy import apply, destroy
 from release.kubernetes.deployment import Deployment
-from release.kubernetes.golden import WrongAnswer
-from release.kubernetes.kubectl import api_server, get, service_url
+from release.kubernetes.kubectl import get
 from release.kubernetes.manifests import Manifests
 from release.kubernetes.pair import Options, pair
+from release.kubernetes.port_forward import HTTP, port_forward
 from tests.e2e.conftest import NAMESPACE, ROOT, STORE, make
 from training.own import make_contract
 
@@ -110,18 +110,15 @@ def first_prediction_seconds(manifests: Manifests) -> float:
         if manifest["kind"] == "HorizontalPodAutoscaler":
             manifest["spec"]["minReplicas"] = 1  # type: ignore[index]
 
-    with api_server() as api:
-        url = service_url(api, manifests.namespace, manifests.instance)
-        started = time.monotonic()
-        apply(manifests, "stable", one_replica)
-        while True:
-            try:
-                golden.check(url, manifests.contract)
-            except WrongAnswer:
-                assert time.monotonic() < started + SECONDS
-                time.sleep(0.1)
-            else:
-                return time.monotonic() - started
+    deployment = Deployment(manifests.namespace, manifests.instance)
+    started = time.monotonic()
+    apply(manifests, "stable", one_replica)
+    while not (routed := deployment.routed_pods()):
+        assert time.monotonic() < started + SECONDS
+        time.sleep(0.1)
+    with port_forward(manifests.namespace, routed.pop(), HTTP) as url:
+        golden.check(url, manifests.contract)
+    return time.monotonic() - started
 
 
 def scale_out_seconds(manifests: Manifests) -> float:
