@@ -32,7 +32,7 @@ TO = docs
 NAMESPACE = inference
 SOURCE =
 CLUSTER = inference
-LOAD_IMAGE = kind load docker-image --name $(CLUSTER)
+LOAD_IMAGE = kind load docker-image --name '$(subst ','\'',$(CLUSTER))'
 EVICT_IMAGE =
 WEIGHT = 25
 AUTO =
@@ -58,8 +58,21 @@ LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit audit-data conformance bench lock
-# The options of a tool, quoted for the shell: --name='…' for each variable that is set.
-quoted = '$(subst ','\'',$(1))'
+
+# A value from the command line (or the environment, with `make -e`) is text: make must not expand
+# a `$` in it. `override` ends the export that make gives such variables, so export them again.
+user_variables := $(foreach name,$(filter-out MAKE%,$(.VARIABLES)),\
+	$(if $(filter command override,$(origin $(name))),$(name)))
+$(foreach name,$(user_variables),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
+
+# make splits a recipe at newlines: the shell reads those of a value from this variable.
+define newline
+
+
+endef
+export newline
+# A value, quoted for the shell, and an option: --name='value' for a variable that is set.
+quoted = '$(subst $(newline),'"$$newline"',$(subst ','\'',$(1)))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
 
 ##@ Start here
@@ -89,12 +102,12 @@ contract: setup ## Make an artifact from any ONNX=file.onnx: NAME=… VERSION=�
 
 ##@ Servers
 serve: setup ## Start one server: MODE=model_in_image|model_load MODEL=models/iris/1 PORT=8000
-	@$(if $(filter model_in_image model_load,$(MODE)),,$(error MODE: expected model_in_image or model_load, got $(MODE)))
-	@$(if $(filter model_load,$(MODE)),MODEL_URI,MODEL_DIR)=$(call quoted,$(MODEL)) PORT=$(PORT) \
+	@$(if $(findstring <$(MODE)>,<model_in_image> <model_load>),,$(error MODE: expected model_in_image or model_load, got $(MODE)))
+	@$(if $(filter model_load,$(MODE)),MODEL_URI,MODEL_DIR)=$(call quoted,$(MODEL)) PORT=$(call quoted,$(PORT)) \
 		exec .venv/bin/python -m $(MODE)
 
 predict: setup ## Ask the server on PORT=8000 for a prediction of its own sample
-	@.venv/bin/python -m release predict --url http://127.0.0.1:$(PORT)
+	@.venv/bin/python -m release predict --url http://127.0.0.1:$(call quoted,$(PORT))
 
 ##@ Images
 build: setup ## Build both images with MODEL=models/iris/1, which STORE=models must hold; IMAGE_TAG=… REGISTRY=… DOCKER=docker
@@ -111,7 +124,7 @@ sbom: setup-dev ## Write what is in the images that were built, as CycloneDX, in
 
 ##@ Kubernetes: the cluster of kubectl's current context
 cluster: ## Make a cluster with kind, which has this folder's models/ at /models
-	@kind get clusters | grep -qx $(CLUSTER) || kind create cluster --name $(CLUSTER) --config k8s/kind.yaml
+	@kind get clusters | grep -qxFe $(call quoted,$(CLUSTER)) || kind create cluster --name $(call quoted,$(CLUSTER)) --config k8s/kind.yaml
 
 deploy: setup ## Roll out MODE=… MODEL=models/iris/1 and wait until it predicts: SOURCE=volume|bucket|image_volume LOAD_IMAGE="kind load …"
 	@.venv/bin/python -m release deploy $(options_of_pair)
@@ -199,9 +212,9 @@ setup-dev: .venv/installed-dev
 install = .venv/bin/python -m pip install --disable-pip-version-check --no-input --quiet --require-hashes
 
 .venv/installed: requirements.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; found: $$(python3 --version 2>&1)" >&2; exit 1; }
+	@test -n $(call quoted,$(PYTHON)) || { echo "Python 3.11 or newer is needed; found: $$(python3 --version 2>&1)" >&2; exit 1; }
 	@echo "Installing requirements.txt into .venv, once: about a minute"
-	@$(PYTHON) -m venv .venv
+	@$(call quoted,$(PYTHON)) -m venv .venv
 	@$(install) -r requirements.txt
 	@touch $@
 

@@ -15,6 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from release.docker import Layer, docker, layers, prefix_of, repository
+from release.names import with_hash
 from release.store import contract_in
 from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract
 from serving.verify import verify_files
@@ -23,6 +24,8 @@ from serving.verify import verify_files
 _COPY = "COPY /layers/"
 # What .dockerignore lets in of artifacts.
 _CONTEXT = "models"
+# The limit of the OCI distribution specification.
+_MAX_TAG = 128
 
 
 class BuildError(Exception):
@@ -71,7 +74,8 @@ class Release:
     @property
     def image(self) -> str:
         """The image of the server with the model in it."""
-        return f"{self.registry}model_in_image:{self.tag}-{self._version}"
+        tag = tag_of(self.tag, self.contract.name, self.contract.version)
+        return f"{self.registry}model_in_image:{tag}"
 
     @property
     def server(self) -> str:
@@ -81,7 +85,7 @@ class Release:
     @property
     def data(self) -> str:
         """The image that is the artifact alone."""
-        return f"{self.registry}model:{self._version}"
+        return f"{self.registry}model:{tag_of(self.contract.name, self.contract.version)}"
 
     def build(self) -> None:
         """Build the image of each mode, and print what they weigh. Raises DockerError."""
@@ -99,10 +103,6 @@ class Release:
         options = ("--target", "model", *self._of_the_model())
         seconds = {self.data: self._build(self.data, "model_in_image", *options)}
         _show(layers([*seconds]), seconds)
-
-    @property
-    def _version(self) -> str:
-        return f"{self.contract.name}-{self.contract.version}"
 
     def _of_the_model(self) -> list[str]:
         return _arguments(
@@ -123,6 +123,18 @@ class Release:
         labels = _arguments(IMAGE=image, REVISION=revision, VERSION=version)
         docker("build", "-f", f"Dockerfile.{mode}", "-t", image, *options, *labels, ".", show=True)
         return time.monotonic() - started
+
+
+def tag_of(*parts: str) -> str:
+    """Return a tag such as `iris-1`; different parts never have the same tag.
+
+    The last two parts are the name and the version of a model. If they contain dashes, the tag
+    can be split in several ways, so it ends with a hash. So does a tag that is too long.
+    """
+    tag = "-".join(parts)
+    if len(tag) <= _MAX_TAG and not any("-" in part for part in parts[-2:]):
+        return tag
+    return with_hash(tag, "/".join(parts), _MAX_TAG)
 
 
 def _arguments(**values: str) -> list[str]:

@@ -64,6 +64,9 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 # Of these each track has its own; the rest is shared.
 OF_A_TRACK = ("Deployment", "HorizontalPodAutoscaler")
 OTHER_MODEL = Release("1", "a", model="digits")
+# Models whose names Kubernetes would refuse or confuse, and one that is as it should be.
+UNUSUAL_MODELS = ("my_model", "my.model", "my-model", "7seas", "y" * 63)
+DNS_LABEL = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"
 MONITORING = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
 each_overlay = pytest.mark.parametrize("overlay", SERVERS)
@@ -178,9 +181,7 @@ def test_the_namespace_admits_restricted_pods_only() -> None:
 def test_names_are_dns_labels(objects: list[Object]) -> None:
     """A Service's must be, and the names of pods are made of a Deployment's."""
     for one in objects:
-        name = one["metadata"]["name"]
-        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name), name
-        assert len(name) <= 63
+        assert re.fullmatch(DNS_LABEL, one["metadata"]["name"]), one
 
 
 def test_objects_are_named_once(objects: list[Object]) -> None:
@@ -189,25 +190,74 @@ def test_objects_are_named_once(objects: list[Object]) -> None:
     assert len(every) == len(set(every))
 
 
-def test_what_an_object_names_is_in_the_release(objects: list[Object], pod: Any) -> None:
-    """kustomize renames objects; a reference that it does not know would keep the old name."""
-    there = {(one["kind"], one["metadata"]["name"]) for one in objects}
-    claims = [
-        volume["persistentVolumeClaim"]["claimName"]
-        for volume in pod.get("volumes", ())
-        if "persistentVolumeClaim" in volume
-    ]
-    named_by_others = {
+def references(objects: list[Object]) -> set[tuple[str, str]]:
+    """The kind and the name of each object that others name."""
+    pod, scaler = pod_of(objects), only(objects, "HorizontalPodAutoscaler")
+    volumes = pod.get("volumes", ())
+    claims = [one["persistentVolumeClaim"] for one in volumes if "persistentVolumeClaim" in one]
+    return {
         ("ServiceAccount", pod["serviceAccountName"]),
-        *(("PersistentVolumeClaim", claim) for claim in claims),
+        ("Deployment", scaler["spec"]["scaleTargetRef"]["name"]),
+        *(("PersistentVolumeClaim", claim["claimName"]) for claim in claims),
         *(
             ("PersistentVolume", claim["spec"]["volumeName"])
             for claim in of_kind(objects, "PersistentVolumeClaim")
         ),
     }
 
-    assert named_by_others <= there
-    assert claims or not of_kind(objects, "PersistentVolumeClaim")
+
+def test_what_an_object_names_is_in_the_release(objects: list[Object]) -> None:
+    """kustomize renames objects; a reference that it does not know would keep the old name."""
+    there = {(one["kind"], one["metadata"]["name"]) for one in objects}
+    referenced = references(objects)
+
+    assert referenced <= there
+    claimed = any(kind == "PersistentVolumeClaim" for kind, _ in referenced)
+    assert claimed or not of_kind(objects, "PersistentVolumeClaim")
+
+
+# ---- Models of any name
+
+
+@pytest.fixture
+def releases(overlay: str, components: tuple[str, ...]) -> dict[str, list[Object]]:
+    """The objects of a release of each unusual model, by the model."""
+    return {
+        model: render(overlay, components, Release("1", "a", model=model))
+        for model in UNUSUAL_MODELS
+    }
+
+
+def test_models_of_any_name_have_valid_objects(releases: dict[str, list[Object]]) -> None:
+    for objects in releases.values():
+        there = {(one["kind"], one["metadata"]["name"]) for one in objects}
+        assert references(objects) <= there
+        for one in objects:
+            # A volume is the cluster's: its namespace comes first, and a dot.
+            namespace = r"(models\.)?" if one["kind"] == "PersistentVolume" else ""
+            assert re.fullmatch(namespace + DNS_LABEL, one["metadata"]["name"]), one
+            assert validate(json.dumps(one), MINORS[-1]) == MINORS[-1]
+
+
+def test_no_object_of_a_model_is_that_of_another(releases: dict[str, list[Object]]) -> None:
+    """A release would replace it."""
+    every = [
+        (one["kind"], one["metadata"]["name"]) for objects in releases.values() for one in objects
+    ]
+
+    assert len(every) == len(set(every))
+
+
+def test_selectors_select_the_pods_of_one_model(releases: dict[str, list[Object]]) -> None:
+    for model, objects in releases.items():
+        deployment = only(objects, "Deployment")["spec"]["selector"]["matchLabels"]
+        for selector in (deployment, *selectors(objects).values()):
+            selected = {
+                other
+                for other, others in releases.items()
+                if matches(selector, labels_of_pods(others))
+            }
+            assert selected == {model}
 
 
 # ---- Tracks and selectors

@@ -24,8 +24,8 @@ _THIS_CODE = Path(__file__).parent
 def make_command(target: str, **variables: object) -> str:
     """Return a make command line for a shell; variables that are None or "" are left out."""
     words = [
-        # A dollar sign means something to make as well as to the shell.
-        f"{name}={shlex.quote(str(value).replace('$', '$$'))}"
+        # Quotes for the shell suffice: the Makefile does not expand `$` in a value.
+        f"{name}={shlex.quote(str(value))}"
         for name, value in variables.items()
         if value not in (None, "")
     ]

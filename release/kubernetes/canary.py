@@ -118,7 +118,7 @@ class Canary:
     def _check(self, manifests: Manifests) -> None:
         """Refuse what is no canary of the stable release, before anything is changed."""
         stable = self.stable.current()
-        if manifests.model.partition("/")[0] != stable.model.partition("/")[0]:
+        if manifests.contract.name != stable.model_name:
             raise ClusterError(
                 f"MODEL: expected a version of {stable.model}, got {manifests.model}"
             )

@@ -1,19 +1,23 @@
 """`python -m release deploy` and the like: the commands that change a cluster."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from release.failures import failures_as_text
 from release.images import Release
 from release.kubernetes import deploy as deployment
 from release.kubernetes.canary import Canary, InconclusiveError, Trial
+from release.kubernetes.deployment import find_instance
 from release.kubernetes.kubectl import ClusterError, current_context
-from release.kubernetes.manifests import Manifests, instance_of
+from release.kubernetes.manifests import Manifests
 from release.kubernetes.pair import Options, pair
 from release.options import ImageTag, Model, Registry, Store
+from serving.contract import Name
 from serving.settings import Mode
 
 INCONCLUSIVE = 3
@@ -92,7 +96,7 @@ def promote(mode: ModeOption, model: Model, store: Store, namespace: Namespace) 
     """Make the canary's release the stable one."""
     with failures_as_text():
         _say_where(namespace)
-        Canary(namespace, _instance(mode, model), store).promote()
+        Canary(namespace, _instance(namespace, mode, model), store).promote()
 
 
 @cli.command()
@@ -100,7 +104,7 @@ def abort(mode: ModeOption, model: Model, store: Store, namespace: Namespace) ->
     """End the canary; the stable release serves on."""
     with failures_as_text():
         _say_where(namespace)
-        Canary(namespace, _instance(mode, model), store).abort()
+        Canary(namespace, _instance(namespace, mode, model), store).abort()
 
 
 @cli.command()
@@ -108,7 +112,7 @@ def rollback(mode: ModeOption, model: Model, store: Store, namespace: Namespace)
     """Bring back the release before, image and model."""
     with failures_as_text():
         _say_where(namespace)
-        deployment.roll_back(namespace, _instance(mode, model), store)
+        deployment.roll_back(namespace, _instance(namespace, mode, model), store)
 
 
 @cli.command()
@@ -116,7 +120,7 @@ def destroy(mode: ModeOption, model: Model, namespace: Namespace) -> None:
     """Remove a model's release in a mode from the cluster."""
     with failures_as_text():
         _say_where(namespace)
-        deployment.destroy(namespace, _instance(mode, model))
+        deployment.destroy(namespace, _instance(namespace, mode, model))
 
 
 def _say_where(namespace: str) -> None:
@@ -136,7 +140,9 @@ def _pair(
     image_tag: str | None,
     registry: str | None,
 ) -> Manifests:
-    return pair(Release.of(model, store, image_tag, registry), _mode(mode), store, options)
+    manifests = pair(Release.of(model, store, image_tag, registry), _mode(mode), store, options)
+    instance = find_instance(options.namespace, manifests.contract.name, manifests.mode)
+    return replace(manifests, deployed_as=instance)
 
 
 def _mode(mode: str) -> Mode:
@@ -146,9 +152,13 @@ def _mode(mode: str) -> Mode:
     raise ClusterError(f"MODE: expected model_in_image or model_load, got {mode}")
 
 
-def _instance(mode: str, model: Path) -> str:
-    """Return what the release of a model is called; its version does not matter."""
-    return instance_of(model.parent.name, _mode(mode))
+def _instance(namespace: str, mode: str, model: Path) -> str:
+    """Return the name of a model's release in a mode; the model's version does not matter."""
+    try:
+        name = TypeAdapter(Name).validate_python(model.parent.name)
+    except ValidationError:
+        raise ClusterError(f"MODEL: expected <store>/<name>/<version>, got {model}") from None
+    return find_instance(namespace, name, _mode(mode))
 
 
 def _steps(steps: str) -> list[int]:

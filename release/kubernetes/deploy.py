@@ -13,7 +13,7 @@ import yaml
 from release.kubernetes import golden
 from release.kubernetes.deployment import Deployment, Revision, RolloutError
 from release.kubernetes.golden import WrongAnswer
-from release.kubernetes.kubectl import ClusterError, kubectl
+from release.kubernetes.kubectl import ClusterError, NotFound, get, kubectl
 from release.kubernetes.manifests import Manifests, Track, kustomize
 from release.kubernetes.port_forward import HTTP, PortForwards
 from release.store import contract_in
@@ -28,7 +28,7 @@ _APPLY_SECONDS = 60
 _DELETE_SECONDS = 120
 _OBJECTS = (
     "deployments,horizontalpodautoscalers,services,poddisruptionbudgets,networkpolicies,"
-    "serviceaccounts,persistentvolumeclaims,persistentvolumes"
+    "serviceaccounts,persistentvolumeclaims"
 )
 
 
@@ -67,10 +67,15 @@ def roll_back(namespace: str, instance: str, store: str) -> None:
 
 
 def destroy(namespace: str, instance: str) -> None:
-    """Remove everything that deploy() and canary() have made of a release."""
+    """Remove every object of a release that deploy() and canary() created."""
     select = f"--selector=app.kubernetes.io/instance={instance}"
     where = f"--namespace={namespace}"
     print(kubectl("delete", _OBJECTS, select, where, seconds=_DELETE_SECONDS), end="")
+    for volume in get("persistentvolumes", select)["items"]:
+        # Volumes belong to the cluster: another namespace may have a release of the same name.
+        if volume["spec"].get("claimRef", {}).get("namespace") == namespace:
+            name = f"persistentvolume/{volume['metadata']['name']}"
+            print(kubectl("delete", name, "--ignore-not-found", seconds=_DELETE_SECONDS), end="")
 
 
 def refuse_beside_canary(deployment: Deployment) -> None:
@@ -95,6 +100,7 @@ def apply(
     if track == "stable":
         namespace = {"namespace": manifests.namespace, "resources": ["namespace"]}
         _apply(kustomize(namespace))
+        _keep_volumes(objects, manifests.namespace)
     else:
         objects = [one for one in objects if one["metadata"]["labels"].get("track") == track]
     for one in objects:
@@ -104,6 +110,29 @@ def apply(
             _apply(json.dumps(one))
     (made,) = (one for one in objects if one["kind"] == "Deployment")
     Deployment(manifests.namespace, manifests.instance, track).apply(made)
+
+
+def _keep_volumes(objects: list[dict[str, Any]], namespace: str) -> None:
+    """Keep the names of volumes that claims in the cluster are bound to: they cannot change.
+
+    Older versions of this project joined the namespace and the name by a dash in every case.
+    """
+    volumes = {one["metadata"]["name"]: one for one in objects if one["kind"] == "PersistentVolume"}
+    for claim in (one for one in objects if one["kind"] == "PersistentVolumeClaim"):
+        volume = volumes.get(claim["spec"].get("volumeName"))
+        name = _volume_of(claim["metadata"]["name"], namespace)
+        if volume and name:
+            volume["metadata"]["name"] = claim["spec"]["volumeName"] = name
+
+
+def _volume_of(claim: str, namespace: str) -> str | None:
+    """Return the name of the volume of a claim; None if the cluster has no such claim."""
+    try:
+        spec = get(f"persistentvolumeclaim/{claim}", f"--namespace={namespace}")["spec"]
+    except NotFound:
+        return None
+    name: str | None = spec.get("volumeName")
+    return name
 
 
 def contract_of(revision: Revision, store: str) -> Contract | None:

@@ -19,8 +19,11 @@ from release.kubernetes.manifests import (
     MODEL,
     SOURCE,
     Track,
+    instance_of,
+    previous_instance_of,
     track_name,
 )
+from serving.settings import Mode
 
 _POLL_SECONDS = 0.5
 _REVISION = "deployment.kubernetes.io/revision"
@@ -40,6 +43,7 @@ _END_SECONDS = 120
 # On an autoscaler: what was before a fresh replica was added.
 _BEFORE_FRESH = "inference/before-fresh"
 _SHORT = 12
+_UNKNOWN = "unknown"
 
 
 class RolloutError(ClusterError):
@@ -77,6 +81,11 @@ class Revision:
         return self._said(MODEL)
 
     @property
+    def model_name(self) -> str:
+        """The model without its version, as `iris`."""
+        return self.model.partition("/")[0]
+
+    @property
     def contract_sha256(self) -> str:
         """The sha256 of its contract.json."""
         return self._said(CONTRACT_SHA256)
@@ -107,7 +116,7 @@ class Revision:
         return {**self.template, "metadata": {**metadata, "labels": labels}}
 
     def _said(self, annotation: str) -> str:
-        return str(self.template["metadata"].get("annotations", {}).get(annotation, "unknown"))
+        return str(self.template["metadata"].get("annotations", {}).get(annotation, _UNKNOWN))
 
 
 class Deployment:
@@ -141,11 +150,16 @@ class Deployment:
         return int(self.read()["spec"]["replicas"])
 
     def before(self) -> Revision:
-        """Return what it ran before. Raises ClusterError when the cluster has kept nothing."""
-        _, *earlier = self._replica_sets()
-        if not earlier:
-            raise ClusterError(f"{self.name}: there is no release before this one to go back to")
-        return Revision.of(earlier[0])
+        """Return the previous release of its model.
+
+        Skips releases of other models, which older versions of this project deployed under the
+        same name. Raises ClusterError if the cluster keeps no previous release.
+        """
+        revisions = self.revisions()
+        for revision in revisions[1:]:
+            if revision.model_name == revisions[0].model_name:
+                return revision
+        raise ClusterError(f"{self.name}: there is no release before this one to go back to")
 
     def revisions(self) -> list[Revision]:
         """Return all that the cluster keeps, the current one first."""
@@ -346,6 +360,36 @@ class Deployment:
                 except ClusterError:
                     continue
                 yield from (f"  {container}: {line}" for line in said.splitlines())
+
+
+def find_instance(namespace: str, model: str, mode: Mode) -> str:
+    """Return the name of a model's release in the cluster; if there is none, a new name.
+
+    Older versions of this project gave `my_model` and `my-model` the same name: the annotation on
+    the pod template says which of them the release belongs to. Raises ClusterError if the new
+    name belongs to a release of another model.
+    """
+    new = instance_of(model, mode)
+    instances = dict.fromkeys((new, previous_instance_of(model, mode)))
+    holders = {instance: _model_of(namespace, instance) for instance in instances}
+    for instance, holder in holders.items():
+        if holder == model:
+            return instance
+    if (holder := holders[new]) not in (None, _UNKNOWN):
+        raise ClusterError(
+            f"{new}: expected a release of {model}, got a release of {holder}, to which an older "
+            f"version of this project gave the same name. Remove it first: "
+            f"make destroy MODE={mode} MODEL=models/{holder}/1"
+        )
+    return new
+
+
+def _model_of(namespace: str, instance: str) -> str | None:
+    """Return the model of a release; None if the cluster has no release of that name."""
+    try:
+        return Deployment(namespace, instance).current().model_name
+    except NotFound:
+        return None
 
 
 def _revision(replica_set: dict[str, Any]) -> int:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from release.kubernetes.kubectl import ClusterError, kubectl
+from release.kubernetes.kubectl import kubectl
+from release.names import is_hashed, with_hash
 from serving.contract import Contract
 from serving.settings import Mode
 
@@ -27,8 +28,10 @@ CONTRACT_SHA256 = "inference/contract-sha256"
 IMAGE_ID = "inference/image-id"
 SOURCE = "inference/source"
 
-# The suffixes of a canary's pods must fit behind it into the 63 characters of a label.
-_LONGEST_NAME = 40
+# With the 23 characters that a canary and its pods append, a name fits into a label's 63.
+_MAX_NAME = 40
+# RFC 1035, which Kubernetes demands of a Service's name.
+_LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 # Where the overlays mount the store and a model's image.
 _STORE, _IMAGE = "/store", "/image"
 # What k8s/base asks for, which is enough for a small model.
@@ -40,17 +43,27 @@ _MIB = 1 << 20
 
 
 def instance_of(model: str, mode: str) -> str:
-    """Return what the objects of a model in a mode are called, such as `iris-model-load`.
+    """Return the name of the objects of a model in a mode, such as `iris-model-load`.
 
-    Raises ClusterError for a name that is too long for that.
+    Models never share a name: `my_model` becomes `my-model--535d4cfe74-model-load`.
     """
-    name = f"{re.sub('[._]', '-', model)}-{mode.replace('_', '-')}"
-    if len(name) > _LONGEST_NAME:
-        raise ClusterError(
-            f"{name}: expected at most {_LONGEST_NAME} characters for the name of a Deployment, "
-            f"got {len(name)}"
-        )
-    return name
+    suffix = _suffix(mode)
+    max_length = _MAX_NAME - len(suffix)
+    if _LABEL.fullmatch(model) and len(model) <= max_length and not is_hashed(model):
+        return model + suffix
+    readable = re.sub("[^a-z0-9]", "-", model)
+    if not readable[:1].isalpha():
+        readable = f"m-{readable}"
+    return with_hash(readable, model, max_length) + suffix
+
+
+def previous_instance_of(model: str, mode: str) -> str:
+    """Return the name that older versions of this project chose; several models can share it."""
+    return re.sub("[._]", "-", model) + _suffix(mode)
+
+
+def _suffix(mode: str) -> str:
+    return f"-{mode.replace('_', '-')}"
 
 
 def track_name(instance: str, track: Track) -> str:
@@ -63,7 +76,8 @@ class Manifests:
     """A release of a model in a mode, as Kubernetes is told.
 
     image: by digest, or by a tag that does not move. image_id: what Docker calls its content.
-    where: the bucket, or the model's own image. path: of the model in that image.
+    where: the bucket, or the model's own image. path: of the model in that image. deployed_as:
+    the name of the model's release in the cluster; None chooses the name of a new release.
     """
 
     mode: Mode
@@ -75,11 +89,12 @@ class Manifests:
     path: str
     source: Source | None = None
     where: str | None = None
+    deployed_as: str | None = None
 
     @property
     def instance(self) -> str:
-        """What its objects are called."""
-        return instance_of(self.contract.name, self.mode)
+        """The name of its objects."""
+        return self.deployed_as or instance_of(self.contract.name, self.mode)
 
     @property
     def model(self) -> str:
@@ -108,7 +123,7 @@ class Manifests:
         volume = {"kind": "PersistentVolume", "path": "metadata/name"}
         return {
             "namespace": self.namespace,
-            "namePrefix": self.instance.removesuffix(self.mode.replace("_", "-")),
+            "namePrefix": f"{self._label}-",
             "resources": [overlay],
             "components": ["components/canary"] if track == "canary" else [],
             "images": [{"name": self.mode, **_image(self.image)}],
@@ -119,19 +134,34 @@ class Manifests:
                 }
             ],
             "patches": [{"target": {"kind": "Deployment"}, "patch": json.dumps(patch)}],
-            # Volumes are the cluster's, not the namespace's.
             "transformers": [
                 json.dumps(
                     {
                         "apiVersion": "builtin",
                         "kind": "PrefixSuffixTransformer",
                         "metadata": {"name": "namespace"},
-                        "prefix": f"{self.namespace}-",
+                        "prefix": self._volume_prefix,
                         "fieldSpecs": [volume],
                     }
                 )
             ],
         }
+
+    @property
+    def _label(self) -> str:
+        """The name of its objects without the mode."""
+        return self.instance.removesuffix(_suffix(self.mode))
+
+    @property
+    def _volume_prefix(self) -> str:
+        """The namespace, because volumes belong to the cluster, and a separator.
+
+        With dashes, model `c` in namespace `a-b` and model `b-c` in namespace `a` would share a
+        volume. No namespace contains a dot. If neither name contains a dash, the separator stays
+        the dash of older versions, because the volume of a claim cannot change.
+        """
+        separator = "." if "-" in self.namespace + self._label else "-"
+        return f"{self.namespace}{separator}"
 
     def _template(self) -> dict[str, Any]:
         memory = f"{self.memory_mib}Mi"
