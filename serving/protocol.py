@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from serving.endpoint import Endpoint, Exchange, error_body
 from serving.headers import CLOSE, JSON, REQUEST_ID, Headers, Pair
 
-_LARGEST_HEAD_BYTES = 1 << 16
+_MAX_HEAD_BYTES = 1 << 16
 _CLOSES = Headers(CLOSE)
 _LAST = b"content-length: %d\r\n" + REQUEST_ID + b": %b\r\n\r\n"
 
@@ -30,7 +30,8 @@ _LAST = b"content-length: %d\r\n" + REQUEST_ID + b": %b\r\n\r\n"
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    _head_bytes = 0
+    # Bytes received since the last packet in which a request ended.
+    _request_bytes = 0
     # A hot request whose head is there, until it is known whether its body came with it.
     _begun: "DirectExchange | None" = None
     # uvicorn makes new ones each second.
@@ -38,23 +39,23 @@ class HttpProtocol(HttpToolsProtocol):
     _default_lines = b""
 
     def data_received(self, data: bytes) -> None:
-        """Read on, but for no head of a request without end."""
+        """Parse data. Start a request whose body is incomplete; reject a head that is too large."""
+        self._request_bytes += len(data)
         if b"pgrade:" in data:
             data = self._without_upgrade(data)
         super().data_received(data)
         if self._begun:
             begun, self._begun = self._begun, None
             super()._start_asgi_task(begun.cycle, self.app)
-        if not self._reading_a_head():
-            self._head_bytes = 0
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > _LARGEST_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(431, f"head: expected at most {_LARGEST_HEAD_BYTES} bytes, got more")
+        too_large = self._request_bytes > _MAX_HEAD_BYTES and self._reading_a_head()
+        if too_large and not self.transport.is_closing():
+            self._refuse(431, f"head: expected at most {_MAX_HEAD_BYTES} bytes, got more")
 
     def on_message_complete(self) -> None:
-        """Note that a body has come; a hot request is whole then."""
+        """Handle a request on the fast path now that its body is complete."""
         super().on_message_complete()
+        # The rest of this packet is not counted: it may hold whole requests, too.
+        self._request_bytes = 0
         if self._begun:
             begun, self._begun = self._begun, None
             self._take(begun)

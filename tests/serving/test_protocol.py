@@ -105,6 +105,19 @@ def test_many_requests_behind_each_other_are_answered(iris: httpx.Client) -> Non
     assert [answer.status for answer in found] == [200] + [400] * 700
 
 
+def test_a_large_packet_that_ends_within_a_head_is_accepted(iris: httpx.Client) -> None:
+    """The limit of a head does not count the bodies before the head in the same packet."""
+    large, small = request(body=BODY + b" " * 100_000), request()
+    with connect(str(iris.base_url)) as connection:
+        for _ in range(10):  # The kernel may still split the packet elsewhere.
+            connection.sendall(large + small[:20])
+            wait_until_read(connection)
+            connection.sendall(small[20:])
+            answers = read_answers(connection, 2)
+
+            assert [answer.status for answer in answers] == [200, 200]
+
+
 @pytest.mark.parametrize(
     "last", [request(version="1.0"), request("Connection: close")], ids=["HTTP/1.0", "close"]
 )
