@@ -9,9 +9,9 @@ of what a request costs (`make bench SCENARIOS=micro`).
 """
 
 import asyncio
-import re
 from typing import Any, cast
 
+import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -40,10 +40,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse data. Start a request whose body is incomplete; reject a head that is too large."""
+        self._unset_keepalive_if_required()
         self._request_bytes += len(data)
-        if b"pgrade:" in data:
-            data = self._without_upgrade(data)
-        super().data_received(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self._begun:
             begun, self._begun = self._begun, None
             super()._start_asgi_task(begun.cycle, self.app)
@@ -116,15 +118,41 @@ class HttpProtocol(HttpToolsProtocol):
         # on_message_begin makes the scope, on_headers_complete gives it its method.
         return self.scope is not None and "method" not in self.scope
 
-    def _without_upgrade(self, data: bytes) -> bytes:
-        """Ignore an offer to upgrade, as HTTP allows: the parser would drop the body.
+    def _should_upgrade(self) -> bool:
+        # uvicorn calls this only for a request with Upgrade or CONNECT, and ignores the request
+        # if the result is true. _parse handles it.
+        return True
 
-        Java's client makes one with each first request.
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Parse data, and ignore Upgrade: Java's HttpClient and `curl --http2` send `h2c`.
+
+        A server may ignore Upgrade, and then responds as usual (RFC 9110, 7.8). httptools always
+        stops after the head and treats the body as another protocol. So the head is parsed again
+        without Upgrade, and the body after it.
         """
-        if self.cycle is not None and self.cycle.more_body:
-            return data  # of a body
-        head, end, body = data.partition(b"\r\n\r\n")
-        return re.sub(rb"(?i)\r\nupgrade:[^\r\n]*", b"", head) + end + body
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stop:
+                (head_end,) = stop.args
+            else:
+                return
+            if self.scope["method"] == "CONNECT":
+                self._refuse(400, "method: expected GET or POST, got CONNECT")
+                return
+            self._parse_head_without_upgrade()
+            # A view: with a copy, many small requests in one packet would cost quadratic time.
+            data = memoryview(data)[head_end:]
+
+    def _parse_head_without_upgrade(self) -> None:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.scope["method"].encode(), self.url, version)]
+        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        # The old parser ignores all further data if the head has `Connection: close`.
+        self.parser = httptools.HttpRequestParser(self)
+        # As in uvicorn's __init__.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _refuse(self, status: int, message: str) -> None:
         body = error_body(message)
