@@ -9,9 +9,9 @@ of what a request costs (`make bench SCENARIOS=micro`).
 """
 
 import asyncio
-import re
 from typing import Any, cast
 
+import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from serving.endpoint import Endpoint, Exchange, error_body
 from serving.headers import CLOSE, JSON, REQUEST_ID, Headers, Pair
 
-_LARGEST_HEAD_BYTES = 1 << 16
+_MAX_HEAD_BYTES = 1 << 16
 _CLOSES = Headers(CLOSE)
 _LAST = b"content-length: %d\r\n" + REQUEST_ID + b": %b\r\n\r\n"
 
@@ -30,7 +30,8 @@ _LAST = b"content-length: %d\r\n" + REQUEST_ID + b": %b\r\n\r\n"
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    _head_bytes = 0
+    # Bytes received since the last packet in which a request ended.
+    _request_bytes = 0
     # A hot request whose head is there, until it is known whether its body came with it.
     _begun: "DirectExchange | None" = None
     # uvicorn makes new ones each second.
@@ -38,23 +39,25 @@ class HttpProtocol(HttpToolsProtocol):
     _default_lines = b""
 
     def data_received(self, data: bytes) -> None:
-        """Read on, but for no head of a request without end."""
-        if b"pgrade:" in data:
-            data = self._without_upgrade(data)
-        super().data_received(data)
+        """Parse data. Start a request whose body is incomplete; reject a head that is too large."""
+        self._unset_keepalive_if_required()
+        self._request_bytes += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self._begun:
             begun, self._begun = self._begun, None
             super()._start_asgi_task(begun.cycle, self.app)
-        if not self._reading_a_head():
-            self._head_bytes = 0
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > _LARGEST_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(431, f"head: expected at most {_LARGEST_HEAD_BYTES} bytes, got more")
+        too_large = self._request_bytes > _MAX_HEAD_BYTES and self._reading_a_head()
+        if too_large and not self.transport.is_closing():
+            self._refuse(431, f"head: expected at most {_MAX_HEAD_BYTES} bytes, got more")
 
     def on_message_complete(self) -> None:
-        """Note that a body has come; a hot request is whole then."""
+        """Handle a request on the fast path now that its body is complete."""
         super().on_message_complete()
+        # The rest of this packet is not counted: it may hold whole requests, too.
+        self._request_bytes = 0
         if self._begun:
             begun, self._begun = self._begun, None
             self._take(begun)
@@ -115,15 +118,41 @@ class HttpProtocol(HttpToolsProtocol):
         # on_message_begin makes the scope, on_headers_complete gives it its method.
         return self.scope is not None and "method" not in self.scope
 
-    def _without_upgrade(self, data: bytes) -> bytes:
-        """Ignore an offer to upgrade, as HTTP allows: the parser would drop the body.
+    def _should_upgrade(self) -> bool:
+        # uvicorn calls this only for a request with Upgrade or CONNECT, and ignores the request
+        # if the result is true. _parse handles it.
+        return True
 
-        Java's client makes one with each first request.
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Parse data, and ignore Upgrade: Java's HttpClient and `curl --http2` send `h2c`.
+
+        A server may ignore Upgrade, and then responds as usual (RFC 9110, 7.8). httptools always
+        stops after the head and treats the body as another protocol. So the head is parsed again
+        without Upgrade, and the body after it.
         """
-        if self.cycle is not None and self.cycle.more_body:
-            return data  # of a body
-        head, end, body = data.partition(b"\r\n\r\n")
-        return re.sub(rb"(?i)\r\nupgrade:[^\r\n]*", b"", head) + end + body
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stop:
+                (head_end,) = stop.args
+            else:
+                return
+            if self.scope["method"] == "CONNECT":
+                self._refuse(400, "method: expected GET or POST, got CONNECT")
+                return
+            self._parse_head_without_upgrade()
+            # A view: with a copy, many small requests in one packet would cost quadratic time.
+            data = memoryview(data)[head_end:]
+
+    def _parse_head_without_upgrade(self) -> None:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.scope["method"].encode(), self.url, version)]
+        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        # The old parser ignores all further data if the head has `Connection: close`.
+        self.parser = httptools.HttpRequestParser(self)
+        # As in uvicorn's __init__.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _refuse(self, status: int, message: str) -> None:
         body = error_body(message)

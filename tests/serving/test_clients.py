@@ -1,8 +1,11 @@
 """Clients that are not ours, as judges: Triton's own, and the calls that KServe's makes."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +18,8 @@ from release.server_process import ServerProcess
 from serving.contract import Array
 from serving.tensor import DATATYPES
 from tests.own_models import DTYPES
+from tests.servers import ROWS
+from tests.stand_ins import unavailable
 
 Client = Callable[[str], InferenceServerClient]
 
@@ -193,3 +198,43 @@ def test_kserves_errors_have_its_form(own: dict[str, ServerProcess]) -> None:
     assert not answer.is_success
     assert answer.headers["content-type"] == "application/json"
     assert "error" in answer.json()
+
+
+JAVA_CLIENT = """
+import java.io.ByteArrayInputStream;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpRequest.BodyPublisher;
+import java.net.http.HttpRequest.BodyPublishers;
+import java.net.http.HttpResponse.BodyHandlers;
+
+class Client {
+    public static void main(String[] args) throws Exception {
+        byte[] body = args[1].getBytes();
+        BodyPublisher whole = BodyPublishers.ofByteArray(body);
+        BodyPublisher chunked = BodyPublishers.ofInputStream(() -> new ByteArrayInputStream(body));
+        HttpRequest.Builder request = HttpRequest.newBuilder(URI.create(args[0]));
+        HttpClient client = HttpClient.newHttpClient();
+        for (BodyPublisher publisher : new BodyPublisher[] {whole, chunked, whole}) {
+            request.POST(publisher);
+            System.out.println(client.send(request.build(), BodyHandlers.ofString()).body());
+        }
+    }
+}
+"""
+
+
+def test_java_gets_predictions(running: dict[str, ServerProcess], tmp_path: Path) -> None:
+    """Java's HttpClient offers HTTP/2 with `Upgrade: h2c`, with fixed and with chunked bodies."""
+    if shutil.which("javac") is None:
+        unavailable("needs a Java development kit")
+    source = tmp_path / "Client.java"
+    source.write_text(JAVA_CLIENT, encoding="utf-8")
+    url, body = f"{running['iris'].url}/predict", json.dumps({"data": ROWS})
+
+    printed = subprocess.run(
+        ["java", source, url, body], capture_output=True, check=True, text=True, timeout=60
+    ).stdout
+
+    assert printed.splitlines() == [httpx.post(url, content=body).text] * 3

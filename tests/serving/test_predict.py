@@ -226,15 +226,6 @@ def test_a_head_that_is_none_is_refused_in_the_same_form(
     assert b'\r\n\r\n{"error": "' + said in answer
 
 
-def test_an_offer_to_upgrade_is_ignored(iris: httpx.Client) -> None:
-    """Java's client offers HTTP/2 with its first request; the body must not be lost."""
-    headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AA"}
-
-    answer = iris.post("/predict", json={"data": ROWS}, headers=headers)
-
-    assert answer.status_code == 200
-
-
 def test_another_method_is_refused_in_the_same_form(iris: httpx.Client) -> None:
     answer = iris.get("/predict")
 
