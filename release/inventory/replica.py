@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from serving.redact import redact
+
 _ASK_SECONDS = 10
 # Answers come from any worker.
 _ROUNDS = 20
@@ -47,8 +49,8 @@ class Address:
 
     @classmethod
     def of(cls, url: str) -> "Address":
-        """Return the address that a person gave."""
-        return cls(url, url.rstrip("/"))
+        """Return the address of a URL, whose user:password@ is sent and never shown."""
+        return cls(redact(url), url.rstrip("/"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def _why(error: Exception) -> str:
         hint = ": MANAGEMENT_PORT has it, if that is set"
         status = error.response.status_code
         return f"status {status}{hint if status == httpx.codes.NOT_FOUND else ''}"
-    return str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, httpx.InvalidURL):  # its text holds parts of the URL
+        return "expected http://host:port"
+    return redact(str(error).partition("\n")[0]) or type(error).__name__
 
 
 def _workers(address: Address) -> tuple[list[Replica], int]:
