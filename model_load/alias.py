@@ -12,6 +12,7 @@ from model_load.cache import Cache, hold
 from model_load.uri import ArtifactUri, local_path
 from serving.contract import ContractMismatch, read_contract
 from serving.errors import StartupError
+from serving.redact import redact
 
 
 class Alias(Protocol):
@@ -36,9 +37,9 @@ class LocalAlias:
     """An alias in a folder, whose artifacts are opened in place."""
 
     def __init__(self, uri: str) -> None:
-        self._asked = uri
+        self._shown = redact(uri)
         self.uri = ArtifactUri.parse(str(local_path(uri)))
-        self._store = Path(self.uri.store)
+        self._store = Path(self.uri.address)
 
     def version(self) -> str:
         """Return the version that the alias's file holds."""
@@ -48,13 +49,13 @@ class LocalAlias:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise StartupError(
-                f"MODEL_URI: {self._asked}: no such alias: {file}: {reason}"
+                f"MODEL_URI: {self._shown}: no such alias: {file}: {reason}"
             ) from None
         return self.uri.checked_version(text)
 
     def artifact(self, version: str) -> Path:
         """Return the folder of a version."""
-        return _in_place(self._asked, self._store / self.uri.name / version)
+        return _in_place(self._shown, self._store / self.uri.name / version)
 
     def hold(self, _: Path) -> AbstractContextManager[object]:
         """Do nothing: nobody's cache holds it."""
@@ -101,15 +102,18 @@ def local_artifact(uri: str) -> Path:
     """
     path = local_path(uri)
     if "@" not in path.name:
-        return _in_place(uri, path)
+        return _in_place(redact(uri), path)
     alias = LocalAlias(uri)
     return alias.artifact(alias.version())
 
 
 def _in_place(uri: str, directory: Path) -> Path:
-    """Return a directory unless its contract is another artifact's."""
-    with suppress(ContractMismatch):  # said later, with all that is wrong
-        ArtifactUri(uri, "", directory.absolute().parent.name, directory.name, None).refuse_another(
-            read_contract(directory)
-        )
+    """Return a directory. Raises StartupError if its contract belongs to another artifact.
+
+    uri: redacted, for the message.
+    """
+    with suppress(ContractMismatch):  # reported later, with all other differences
+        name, version = directory.absolute().parent.name, directory.name
+        wanted = ArtifactUri(uri, "", name, version, alias=None, address="")
+        wanted.refuse_another(read_contract(directory))
     return directory

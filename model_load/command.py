@@ -17,6 +17,7 @@ from model_load.uri import ArtifactUri, is_bucket
 from serving import logs
 from serving.contract import CONTRACT_FILE, MODEL_FILE, ContractMismatch
 from serving.errors import StartupError
+from serving.redact import redact
 from serving.verify import verify_files
 
 
@@ -34,7 +35,7 @@ def pull(arguments: list[str]) -> int:
         logs.configure(settings.log_level)
         _pull(settings, directory)
     except (StartupError, ContractMismatch) as error:
-        print(f"model_load pulls nothing. {error}", file=sys.stderr)  # noqa: T201
+        print(f"model_load pulls nothing. {redact(str(error))}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

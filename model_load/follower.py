@@ -24,6 +24,7 @@ from serving import logs
 from serving.contract import MODEL_FILE, ContractMismatch
 from serving.errors import StartupError
 from serving.model import Model
+from serving.redact import redact
 from serving.shared import Shared
 from serving.source import Current
 from serving.verify import verify_files
@@ -167,7 +168,8 @@ class Follower:
         )
 
     def _fit_to_show(self, reason: str) -> str:
-        """Return a reason without the addresses and folders of this service: it is for all."""
+        """Return a reason without credentials, addresses and folders: every client may read it."""
+        reason = redact(reason)
         if self._alias.uri.store:
             reason = re.sub(rf"(?<!\w){re.escape(self._alias.uri.store)}/", "<store>/", reason)
         return re.sub(r"(\w+:/|(?<![\w>]))/\S+", "<path>", reason)[:_LONGEST_REASON]

@@ -84,7 +84,7 @@ class Pull:
         self._uri = uri
         self._deadline = deadline
         try:
-            self._store = store or open_bucket(uri.store, read_seconds=deadline.read_seconds)
+            self._store = store or open_bucket(uri.address, read_seconds=deadline.read_seconds)
         except StartupError as error:
             raise PullError(f"MODEL_URI: {uri.uri}: {error}") from None
 

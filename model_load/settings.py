@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from serving.redact import redact
 from serving.settings import Mode, Settings
 
 
@@ -57,7 +58,7 @@ class ModelLoadSettings(Settings):
         if "@" not in str(self.model_uri).rstrip("/").rpartition("/")[2]:
             raise ValueError(
                 "MODEL_POLL_SECONDS: expected MODEL_URI to name an alias, as in "
-                f"<store>/iris@stable, got {self.model_uri}"
+                f"<store>/iris@stable, got {redact(str(self.model_uri))}"
             )
         if self.contract_sha256 is not None:
             raise ValueError(

@@ -18,6 +18,7 @@ from model_load.uri import ArtifactUri, is_bucket
 from serving.child import Child
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
+from serving.redact import redact
 from serving.shared import Shared
 from serving.source import Current, Source
 
@@ -70,7 +71,7 @@ def _pull(uri: ArtifactUri, settings: ModelLoadSettings) -> bytes:
     except StartupError as error:
         said = {"error": str(error)}
     except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
-        said = {"error": f"{uri.uri}: {type(error).__name__}: {error}"}
+        said = {"error": f"{uri.uri}: {type(error).__name__}: {redact(str(error))}"}
     return json.dumps(said).encode()
 
 

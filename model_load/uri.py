@@ -3,22 +3,24 @@
 Used by source.py and pull.py; the same for a folder and for a bucket.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
 from serving.contract import ALIASES, Alias, Contract, Name, Version
 from serving.errors import StartupError
+from serving.redact import redact
+from serving.uri import StoreUri, file_path
 
 
 @dataclass(frozen=True)
 class ArtifactUri:
     """`<store>/<name>/<version>` or `<store>/<name>@<alias>`, taken apart.
 
-    version is "" where there is an alias: it is in the store, and may change.
+    uri, store: redacted, for messages. version: "" if there is an alias, which names the
+    version and may change. address: the store to open, with its credentials.
     """
 
     uri: str
@@ -26,24 +28,28 @@ class ArtifactUri:
     name: str
     version: str
     alias: str | None
+    address: str = field(repr=False)
 
     @classmethod
     def parse(cls, uri: str) -> Self:
-        """Take a URI apart. Raises StartupError that names it and what was expected.
+        """Take a URI apart. Raises StartupError that names the URI and what is expected.
 
-        Before a store sees it: obstore takes `..` for a way out of the bucket's folder.
+        Checked before a store is opened: for obstore `..` leads out of the bucket's folder.
         """
-        parent, _, last = uri.rstrip("/").rpartition("/")
-        if "@" in last:
-            name, _, alias = last.partition("@")
-            checked = cls(uri, parent, name, "", _checked(Alias, alias, uri))
-        else:
-            parent, _, name = parent.rpartition("/")
-            checked = cls(uri, parent, name, _checked(Version, last, uri), None)
-        _checked(Name, checked.name, uri)
+        uri = uri.rstrip("/")
+        public = _without_credentials(uri)
+        parent, _, last = public.rpartition("/")
+        name, at, alias = last.partition("@")
+        version = ""
+        if not at:
+            (parent, _, name), version = parent.rpartition("/"), last
+        if not (_fits(Name, name) and (_fits(Alias, alias) if at else _fits(Version, version))):
+            expected = "<store>/<name>/<version> or <store>/<name>@<alias>"
+            raise StartupError(f"MODEL_URI: expected {expected}, got {redact(uri)}")
         if "/../" in f"{parent}/" or "/./" in f"{parent}/":
-            raise StartupError(f"MODEL_URI: {uri}: expected no '.' or '..' in it")
-        return checked
+            raise StartupError(f"MODEL_URI: {redact(uri)}: expected no '.' or '..' in it")
+        address = uri.removesuffix(public.removeprefix(parent))
+        return cls(redact(uri), redact(address), name, version, alias or None, address)
 
     @property
     def alias_path(self) -> str:
@@ -60,8 +66,12 @@ class ArtifactUri:
             raise StartupError(f"MODEL_URI: {self.uri}: expected the artifact {asked}, got {came}")
 
     def checked_version(self, text: str) -> str:
-        """Return what an alias's file holds, if it is a version; raises StartupError."""
-        return _checked(Version, text, self.uri)
+        """Return the content of the alias's file. Raises StartupError if it is not a version."""
+        if not _fits(Version, text):
+            raise StartupError(
+                f"MODEL_URI: {self.uri}: expected a version in its file, got {text!r}"
+            )
+        return text
 
 
 def is_bucket(uri: str) -> bool:
@@ -73,17 +83,22 @@ def local_path(uri: str) -> Path:
     """Return the path that a path or a `file://` URI names; raises StartupError for others."""
     if "://" not in uri:
         return Path(uri)
-    parts = urlsplit(uri)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
-        raise StartupError(f"MODEL_URI: expected a path or file:///path, got {uri}")
-    return Path(unquote(parts.path))
+    if (path := file_path(uri)) is None:
+        raise StartupError(f"MODEL_URI: expected a path or file:///path, got {redact(uri)}")
+    return path
 
 
-def _checked(kind: Any, text: str, uri: str) -> str:
-    """Return a name, version or alias that cannot lead out of the store."""
+def _without_credentials(uri: str) -> str:
     try:
-        checked: str = TypeAdapter(kind).validate_python(text)
+        return StoreUri.parse(uri).address if is_bucket(uri) else uri
+    except StartupError as error:
+        raise StartupError(f"MODEL_URI: {error}") from None
+
+
+def _fits(kind: Any, text: str) -> bool:
+    """Return whether text is a name, version or alias, none of which leads out of the store."""
+    try:
+        TypeAdapter(kind).validate_python(text)
     except ValidationError:
-        expected = "<store>/<name>/<version> or <store>/<name>@<alias>"
-        raise StartupError(f"MODEL_URI: {uri}: expected {expected}, got {text!r} in it") from None
-    return checked
+        return False
+    return True

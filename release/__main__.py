@@ -26,6 +26,7 @@ from release.kubernetes.pods import addresses
 from release.options import ImageTag, Model, Registry, Store
 from release.prune import prune as prune_images
 from release.server_process import ServerDidNotStart
+from serving.redact import redact
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 cli.add_typer(commands.cli)
@@ -43,7 +44,7 @@ def run(
     try:
         local.run(model, image_port, load_port)
     except FileNotFoundError as missing:
-        sys.exit(str(missing))
+        sys.exit(redact(str(missing)))
     except ServerDidNotStart:
         sys.exit(1)  # it said why
     except subprocess.CalledProcessError as failed:
@@ -59,8 +60,10 @@ def predict(
     """Ask a server for a prediction of its own sample."""
     try:
         local.show(url, url)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        sys.exit(f"{url}: {error}. Is a server running there? `make run` starts two.")
+    except httpx.InvalidURL:  # its text holds parts of the URL
+        sys.exit(f"{redact(url)}: expected http://host:port")
+    except httpx.HTTPError as error:
+        sys.exit(redact(f"{url}: {error}. Is a server running there? `make run` starts two."))
 
 
 @cli.command()

@@ -15,6 +15,7 @@ from release.prune import PruneError
 from release.store import StoreError
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
+from serving.redact import redact
 
 _FAILURES = (
     AuditError,
@@ -33,8 +34,8 @@ _FAILURES = (
 
 @contextlib.contextmanager
 def failures_as_text() -> Iterator[None]:
-    """End the process with what a tool says, and without a traceback."""
+    """End the process with the message of a known error, without secrets and traceback."""
     try:
         yield
     except _FAILURES as failed:
-        sys.exit(str(failed))
+        sys.exit(redact(str(failed)))

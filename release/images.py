@@ -18,6 +18,7 @@ from release.docker import Layer, docker, layers, prefix_of, repository
 from release.names import with_hash
 from release.store import contract_in
 from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract
+from serving.redact import redact
 from serving.verify import verify_files
 
 # The Dockerfiles copy a layer from a folder of its name.
@@ -61,8 +62,8 @@ class Release:
         held = contract_in(store, contract.name, contract.version)
         if held != (model / CONTRACT_FILE).read_bytes():
             raise BuildError(
-                f"STORE: {store} does not hold {contract.name}/{contract.version} as it is in "
-                f"{model}. Publish it first: an image is no place to keep a model."
+                f"STORE: {redact(store)} does not hold {contract.name}/{contract.version} as it is "
+                f"in {model}. Publish it first: an image is no place to keep a model."
             )
         return cls(model, contract, tag, prefix_of(registry))
 

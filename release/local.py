@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from release.server_process import ServerProcess
+from serving.redact import redact
 
 DATASETS = ("iris", "digits", "diabetes")
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -44,15 +45,18 @@ def run(model: Path, image_port: int, load_port: int) -> None:
 
 
 def show(url: str, title: str) -> None:
-    """Print a server's model, a request with its own sample, and the answer."""
+    """Print a server's model, a request with its own sample, and the answer.
+
+    The user:password@ of a URL is sent and not shown.
+    """
     with httpx.Client(base_url=url, timeout=10) as client:
         about = client.get("/metadata").raise_for_status().json()
         body = json.dumps({"data": about["data_sample"]})
-        print(f"{title}: {about['name']} {about['version']}, {about['purpose']}")
+        print(f"{redact(title)}: {about['name']} {about['version']}, {about['purpose']}")
         has_labels = client.get("/label").status_code == httpx.codes.OK
         for path in ("/predict", "/predict/label") if has_labels else ("/predict",):
             answer = client.post(path, content=body)
-            print(f"  $ curl -d '{body}' {url}{path}\n  {answer.text}")
+            print(f"  $ curl -d '{body}' {redact(url)}{path}\n  {answer.text}")
     print(flush=True)
 
 

@@ -17,6 +17,7 @@ from release.docker_images import Image, find, layer_sizes
 from release.kubernetes.kubectl import ClusterError, current_context
 from release.kubernetes.needed import needed_by_cluster
 from release.store import versions_in
+from serving.redact import redact
 
 
 class PruneError(Exception):
@@ -146,7 +147,7 @@ def _sum_up(freed_bytes: int, sizes: dict[str, int], images: list[Image], *, yes
 def _artifacts(store: str) -> str:
     """Say what a model store holds; nothing in it is ever removed."""
     if "://" in store:
-        return f"Artifacts: not counted, because STORE={store} is no local directory."
+        return f"Artifacts: not counted, because STORE={redact(store)} is no local directory."
     versions = versions_in(Path(store))
     files = [file for version in versions for file in version.rglob("*") if file.is_file()]
     size = decimal(sum(file.stat().st_size for file in files))

@@ -7,6 +7,7 @@ from obstore.exceptions import BaseError
 
 from serving.bucket import first_line, open_bucket
 from serving.contract import ALIASES, CONTRACT_FILE
+from serving.redact import redact
 
 
 class StoreError(Exception):
@@ -38,4 +39,4 @@ def contract_in(store: str, name: str, version: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except (BaseError, OSError) as error:
-        raise StoreError(f"STORE: {store}: {first_line(error)}") from None
+        raise StoreError(f"STORE: {redact(store)}: {first_line(error)}") from None

@@ -1,49 +1,56 @@
 """A model store in a bucket, opened by its URI: `s3://`, `gs://`, `az://`, `https://`, `http://`.
 
-Used by model_load to pull and by training to publish. Credentials come from each cloud's
-standard chain and endpoints from its standard variables; nothing is configured here twice.
+Credentials come from each cloud's standard chain and endpoints from its standard variables;
+nothing is configured here twice. `http(s)://user:password@` is sent as Basic authentication.
 """
 
+from obstore import parse_scheme
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
 from serving.errors import StartupError
+from serving.redact import redact
+from serving.uri import StoreUri, no_credentials
 
-SCHEMES = ("s3", "gs", "az", "https", "http")
 CONNECT_SECONDS = 10
 # Of silence, not in all: a large model may take long, a dead connection must not.
 READ_SECONDS = 30
+# What obstore calls the stores that it also opens by an https:// URI of their own hosts.
+_CLOUDS = {"s3": "s3", "gcs": "gs", "azure": "az"}
 
 
 def open_bucket(
     uri: str, *, read_seconds: float = READ_SECONDS, max_retries: int = 0
 ) -> ObjectStore:
-    """Open the bucket, and the folder in it, that a URI names; asks nothing of it yet.
+    """Open the bucket, and the folder in it, that a URI names, without a network call.
 
-    max_retries: of one request. Who pulls retries by itself: it knows where to go on.
-    Raises StartupError that names the URI when no store can be meant by it.
+    max_retries: of one request. A pull retries by itself, because it can resume a download.
+    Raises StartupError that names the URI when it names no store.
     """
-    scheme = uri.partition("://")[0]
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise StartupError(f"{uri}: expected a path, file:// or one of {known}, got {scheme}://")
+    parsed = StoreUri.parse(uri)
     try:
+        cloud = _CLOUDS.get(parse_scheme(parsed.address))
+        if cloud and parsed.headers:
+            raise no_credentials(uri, cloud)
         return from_url(
-            uri,
+            parsed.address,
             client_options={
-                # Plain http is for who writes it, in the URI or in an endpoint's variable.
+                # http:// works where the URI, or the variable of an endpoint, asks for it.
                 "allow_http": True,
                 "connect_timeout": f"{CONNECT_SECONDS}s",
                 "read_timeout": f"{read_seconds}s",
-                # By default it ends a whole object after 30 s.
+                # obstore's default ends a whole object after 30 s.
                 "timeout": "365days",
+                # obstore does not send the URL's user:password. A redirect to another host or
+                # port does not get this header.
+                "default_headers": parsed.headers,
             },
             retry_config={"max_retries": max_retries},
         )
     except (BaseError, ValueError) as error:
-        raise StartupError(f"{uri}: {first_line(error)}") from None
+        raise StartupError(f"{redact(uri)}: {first_line(error)}") from None
 
 
 def first_line(error: BaseException) -> str:
-    """Return what obstore says of an error, without the structure it prints below."""
-    return str(error).partition("\n")[0]
+    """Return obstore's error message without the debug output below it, and without secrets."""
+    return redact(str(error).partition("\n")[0])

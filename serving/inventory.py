@@ -6,13 +6,13 @@ packages and the contract of the model it serves.
 
 import os
 import platform
-import re
 import socket
 from datetime import UTC, datetime
 from typing import Any
 
 from serving.environment import cpu_features, operating_system, other_versions, packages, revision
 from serving.model import Model
+from serving.redact import redact_all
 from serving.runner import Runner
 from serving.settings import Settings
 
@@ -32,9 +32,7 @@ class Inventory:
         outside of one. Raises RequestError while there is no model.
         """
         model = self._runner.model
-        settings = {
-            name: _masked(value) for name, value in self._settings.model_dump(mode="json").items()
-        }
+        settings = redact_all(self._settings.model_dump(mode="json"))
         return {
             "mode": self._settings.mode,
             "image": os.environ.get("IMAGE"),
@@ -75,10 +73,3 @@ def _model(model: Model, source: Any) -> dict[str, Any]:
         "origin": contract.origin.model_dump(mode="json"),
         "other_versions": other_versions(contract.origin.environment),
     }
-
-
-def _masked(value: Any) -> Any:
-    """Return a setting without the credentials that a URI may hold."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(?<=://)[^/@]*(?=@)|(?<=\?).*", "…", value)

@@ -1,6 +1,6 @@
 """Logs: one JSON object a line on stderr, a constant event and its facts as fields.
 
-Configured once a process, by process.py. Never holds inputs or predictions.
+Configured once a process, by process.py. Never holds inputs, predictions or credentials.
 """
 
 import json
@@ -8,6 +8,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any
+
+from serving.redact import redact_all
 
 _OWN = "serving"
 
@@ -27,7 +29,8 @@ class JsonFormatter(logging.Formatter):
             line |= {"event": record.name, "message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        # The last line of defence: libraries log URIs, too.
+        return json.dumps(redact_all(line), ensure_ascii=False)
 
 
 def configure(level: str) -> None:

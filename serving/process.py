@@ -10,6 +10,7 @@ from typing import TypeVar
 from serving import logs
 from serving.contract import ContractMismatch
 from serving.errors import StartupError
+from serving.redact import redact
 from serving.settings import Settings
 from serving.source import Source
 
@@ -31,5 +32,5 @@ def run(settings_type: type[AnySettings], find: Callable[[AnySettings], Source])
 
         return serve(settings, source)
     except (StartupError, ContractMismatch) as error:
-        print(f"{settings_type.mode} does not start. {error}", file=sys.stderr)  # noqa: T201
+        print(f"{settings_type.mode} does not start. {redact(str(error))}", file=sys.stderr)  # noqa: T201
         return 1

@@ -29,6 +29,7 @@ from serving.container import shared_memory
 from serving.errors import StartupError
 from serving.headers import CLOSE
 from serving.protocol import HttpProtocol
+from serving.redact import redact
 from serving.settings import Settings
 from serving.shared import Shared
 from serving.source import Source
@@ -219,7 +220,7 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
         if exit_status == 0 or not said:
             super().halt(reason, exit_status)
         self.stop()
-        print(f"{self.app.mode} does not start. {said}", file=sys.stderr)  # noqa: T201
+        print(f"{self.app.mode} does not start. {redact(said)}", file=sys.stderr)  # noqa: T201
         sys.exit(exit_status)
 
 

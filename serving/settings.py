@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from serving.contract import Sha256
 from serving.errors import StartupError
+from serving.redact import redact
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Mode = Literal["model_in_image", "model_load"]
@@ -74,7 +75,8 @@ def _problems(error: ValidationError) -> list[str]:
         if problem["type"] == "missing":
             lines.append(f"{name}: expected to be set, it is not")
         elif name:
-            lines.append(f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}")
+            actual = redact(repr(problem["input"]))
+            lines.append(f"{name}: {message[0].lower()}{message[1:]}, got {actual}")
         else:
-            lines.append(message)
+            lines.append(redact(message))
     return lines

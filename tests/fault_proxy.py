@@ -108,6 +108,16 @@ class Status(Fault):
 
 
 @dataclass(frozen=True)
+class Redirect(Fault):
+    """302 and another URL instead of the store's answer."""
+
+    location: str
+
+    def answer(self) -> tuple[int, dict[str, str]] | None:
+        return 302, {"Location": self.location}
+
+
+@dataclass(frozen=True)
 class WrongBytes(Fault):
     """As many bytes as promised, all of them wrong."""
 

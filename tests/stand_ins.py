@@ -34,7 +34,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 _BUCKET = "bucket"
 _START_SECONDS = 60
@@ -191,7 +191,44 @@ class HttpStandIn(FileStandIn):
     def _start(self, ending: contextlib.ExitStack) -> None:
         super()._start(ending)
         self._files = _Files(self.directory)
-        self.address = ending.enter_context(_serving(Starlette(routes=[Mount("/", self._files)])))
+        self.address = ending.enter_context(_serving(self._app()))
+
+    def _app(self) -> ASGIApp:
+        return Starlette(routes=[Mount("/", self._files)])
+
+
+class PasswordStandIn(HttpStandIn):
+    """The same static server, open only with Basic authentication.
+
+    Its user name and its password hold every character that has another meaning in a URI, and
+    `zq` between any two of them, so that a part of them is recognised in any output.
+    """
+
+    user = "zq@zq"
+    password = "zq:zq/zq#zq?zq@zq%zq zqö"  # noqa: S105 - opens nothing else
+
+    @property
+    def authorization(self) -> str:
+        """The value of the header that opens it."""
+        credentials = f"{self.user}:{self.password}".encode()
+        return f"Basic {base64.b64encode(credentials).decode()}"
+
+    def at(self, address: str, password: str = password) -> Place:
+        """Return where the store is for a user with this password."""
+        scheme, _, host = address.partition("://")
+        userinfo = f"{quote(self.user, safe='')}:{quote(password, safe='')}"
+        return Place(f"{scheme}://{userinfo}@{host}/models")
+
+    def leaks(self, text: str) -> list[str]:
+        """Return the lines of a text that hold a part of the credentials, plain or encoded."""
+        parts = ("zq", self.authorization.removeprefix("Basic "))
+        return [line for line in text.splitlines() if any(part in line for part in parts)]
+
+    def _app(self) -> ASGIApp:
+        return _Password(super()._app(), self.authorization)
+
+    def _credentials(self) -> dict[str, str]:
+        return {"Authorization": self.authorization}
 
 
 class S3StandIn(FileStandIn):
@@ -326,8 +363,9 @@ class AzureStandIn(FileStandIn):
     def _url(self, path: str) -> str:
         return self._signed(f"/models/{path}")
 
-    def _signed(self, path: str, query: str = "") -> str:
-        """Return a URL with a shared access signature of the account, good for anything."""
+    @property
+    def shared_access_signature(self) -> str:
+        """A query string that opens everything in the account."""
         rights = {"sp": "rwdlac", "ss": "b", "srt": "sco", "se": "2099-01-01T00:00:00Z"}
         version = "2019-12-12"
         text = "\n".join(
@@ -335,13 +373,31 @@ class AzureStandIn(FileStandIn):
         )
         digest = hmac.new(base64.b64decode(self.key), text.encode(), hashlib.sha256).digest()
         signed = {**rights, "sv": version, "sig": base64.b64encode(digest).decode()}
-        parameters = "&".join(f"{name}={quote(value, safe='')}" for name, value in signed.items())
+        return "&".join(f"{name}={quote(value, safe='')}" for name, value in signed.items())
+
+    def _signed(self, path: str, query: str = "") -> str:
+        parameters = self.shared_access_signature
         return f"{self.address}/{self.account}/{_BUCKET}{path}?{query}&{parameters}"
 
 
 STAND_INS: dict[str, type[FileStandIn]] = {
     one.kind: one for one in (FileStandIn, HttpStandIn, S3StandIn, GoogleStandIn, AzureStandIn)
 }
+
+
+class _Password:
+    """An application that answers 401 to each request without the right Authorization header."""
+
+    def __init__(self, app: ASGIApp, authorization: str) -> None:
+        self._app = app
+        self._authorization = authorization
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        right = scope["type"] != "http" or (
+            Headers(scope=scope).get("authorization") == self._authorization
+        )
+        app = self._app if right else Response(status_code=401)
+        await app(scope, receive, send)
 
 
 class _Files(StaticFiles):

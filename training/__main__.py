@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from serving.redact import redact
 from training.errors import TrainingError
 from training.own import make_contract
 from training.train import train
@@ -100,7 +101,7 @@ def _errors_as_text() -> Iterator[None]:
         yield
     except (TrainingError, OSError) as error:
         sys.stdout.flush()
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{redact(str(error))}\n")
         raise typer.Exit(1) from None
 
 

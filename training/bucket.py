@@ -15,6 +15,7 @@ from obstore.store import ObjectStore
 from serving.bucket import first_line, open_bucket
 from serving.contract import ALIASES, CONTRACT_FILE, MODEL_FILE, Contract
 from serving.errors import StartupError
+from serving.uri import StoreUri
 from training.errors import TrainingError
 from training.store import refuse_differences, write
 
@@ -26,9 +27,19 @@ _RETRIES = 5
 
 @dataclass(frozen=True)
 class Bucket:
-    """A store at `s3://`, `gs://` or `az://`, with its credentials in the environment."""
+    """A store at `s3://`, `gs://` or `az://`, with its credentials in the environment.
+
+    Raises TrainingError for a URI with credentials.
+    """
 
     uri: str
+
+    def __post_init__(self) -> None:
+        """Refuse a URI with credentials, so that every message may name the URI."""
+        try:
+            StoreUri.parse(self.uri)
+        except StartupError as error:
+            raise TrainingError(f"STORE: {error}") from None
 
     def refuse_existing(self, name: str, version: str) -> None:
         """Raise TrainingError when the store has this version, or cannot be asked."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from serving.contract import (
     ALIASES,
@@ -23,6 +22,8 @@ from serving.contract import (
     ContractMismatch,
     read_contract,
 )
+from serving.redact import redact
+from serving.uri import file_path
 from serving.verify import differences
 from training.errors import TrainingError
 
@@ -37,12 +38,12 @@ def store_directory(store: str | Path) -> Path:
     text = str(store)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return Path(text)
-    uri = urlsplit(text)
-    if uri.scheme != "file" or uri.netloc not in ("", "localhost") or not uri.path:
+    if (path := file_path(text)) is None:
         raise TrainingError(
-            f'STORE: expected a directory, file:///directory, s3://, gs:// or az://, got "{text}"'
+            "STORE: expected a directory, file:///directory, s3://, gs:// or az://, got "
+            f'"{redact(text)}"'
         )
-    return Path(unquote(uri.path))
+    return path
 
 
 def refuse_existing(store: Path, name: str, version: str) -> None:

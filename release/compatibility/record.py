@@ -30,6 +30,7 @@ from release.kubernetes.kubectl import ClusterError
 from release.kubernetes.pods import running_releases
 from release.store import versions_in
 from serving.contract import CONTRACT_FILE, ContractMismatch, read_contract
+from serving.redact import redact
 from serving.verify import sha256_of
 
 RECORD = "compatibility.json"
@@ -116,15 +117,16 @@ class Compatibility(Facts):
         of_locks = {one.id: one for one in (LockServer.of(lock, environments) for lock in locks)}
         tried = list(_tried(directory, artifacts, images, [*of_locks.values()]))
         found = cls(
-            made_by=_command(store, locks, registry),
+            made_by=redact(_command(store, locks, registry)),
             made_at=datetime.now(UTC).replace(microsecond=0),
             store=store,
-            notes=tuple(notes),
+            notes=tuple(map(redact, notes)),
             servers=tuple(server for server, _ in tried),
             artifacts=tuple(artifacts),
             cells=tuple(cell for _, cells in tried for cell in cells),
         )
-        return found.model_copy(update={"notes": (*notes, *found.of_cluster())})
+        cluster = map(redact, found.of_cluster())
+        return found.model_copy(update={"notes": (*found.notes, *cluster)})
 
     @classmethod
     def read(cls, record: Path) -> Self:
@@ -174,9 +176,10 @@ def supported(image: str, contract_sha256: str, record: Path) -> bool | None:
 
 def _directory(store: str) -> Path:
     if "://" in store:
+        shown = redact(store)
         raise CompatibilityError(
-            f"STORE: expected a directory, got {store}. Pull what is to be tried into one first: "
-            f"MODEL_URI={store}/iris/1 .venv/bin/python -m model_load pull --to models/iris/1"
+            f"STORE: expected a directory, got {shown}. Pull the models to try into one first: "
+            f"MODEL_URI={shown}/iris/1 .venv/bin/python -m model_load pull --to models/iris/1"
         )
     if not Path(store).is_dir():
         raise CompatibilityError(f"STORE: expected a directory, got none at {store}")
@@ -273,7 +276,7 @@ def _cell(artifact: Artifact, server: str, outcome: Trial | NotTried) -> Cell:
         contract_sha256=artifact.contract_sha256,
         server=server,
         supported=supported,
-        reason=reason,
+        reason=reason and redact(reason),
         tried_at=at,
     )
 

@@ -15,6 +15,7 @@ from release.inventory.replica import Replica
 from release.prune import newest
 from release.store import StoreError, contract_in
 from serving.errors import StartupError
+from serving.redact import redact
 
 # What a model's outputs depend on.
 _RUNTIME = ("onnxruntime", "numpy")
@@ -96,12 +97,13 @@ def _not_as_published(model: str, some: list[Replica], store: str) -> Iterator[s
     """Yield where a model runs that the store no longer has, or has otherwise."""
     held = contract_in(store, *model.split("/"))
     sha256 = hashlib.sha256(held).hexdigest() if held is not None else None
+    shown = redact(store)
     for one in some:
         if sha256 is None:
-            yield f"{one.url}: {model}: {store} does not have it: it cannot be released again"
+            yield f"{one.url}: {model}: {shown} does not have it: it cannot be released again"
         elif sha256 != one.answer["model"]["contract_sha256"]:
             yield (
-                f"{one.url}: {model}: {store} has another contract of that version: "
+                f"{one.url}: {model}: {shown} has another contract of that version: "
                 f"sha256 {sha256}, it serves {one.answer['model']['contract_sha256']}"
             )
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from release.kubernetes.kubectl import ClusterError
+from serving.redact import redact
 
 _ASK_SECONDS = 10
 # Servers at the same time: in a cluster each is a kubectl process of some 50 MB.
@@ -53,8 +54,8 @@ class Address:
 
     @classmethod
     def of(cls, url: str) -> "Address":
-        """Return the address of a server that needs no connection beforehand."""
-        return cls(url, lambda: nullcontext(url.rstrip("/")))
+        """Return the address of a URL, whose user:password@ is sent and never shown."""
+        return cls(redact(url), lambda: nullcontext(url.rstrip("/")))
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def _why(error: Exception) -> str:
         hint = ": MANAGEMENT_PORT has it, if that is set"
         status = error.response.status_code
         return f"status {status}{hint if status == httpx.codes.NOT_FOUND else ''}"
-    return str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, httpx.InvalidURL):  # its text holds parts of the URL
+        return "expected http://host:port"
+    return redact(str(error).partition("\n")[0]) or type(error).__name__
 
 
 def _workers(address: Address, url: str) -> tuple[list[Replica], int]:

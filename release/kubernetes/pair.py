@@ -16,7 +16,9 @@ from release.kubernetes.deployment import Revision
 from release.kubernetes.kubectl import ClusterError, get
 from release.kubernetes.manifests import SOURCES, Manifests, Source
 from serving.contract import CONTRACT_FILE
+from serving.redact import redact
 from serving.settings import Mode
+from serving.uri import StoreUri
 from serving.verify import sha256_of
 
 
@@ -44,11 +46,11 @@ def pair(release: Release, mode: Mode, store: str, options: Options) -> Manifest
 
     Raises PairError for a pair that nobody has seen load, DockerError, ClusterError.
     """
+    source = _source(mode, options.source, store)
     image = release.image if mode == "model_in_image" else release.server
     image_id = _id(image)
     contract_sha256 = sha256_of(release.model / CONTRACT_FILE)
     _check_compatible(image, image_id, release, contract_sha256, options.record)
-    source = _source(mode, options.source, store)
     reference = _in_cluster(image, image_id, options)
     where = store if source == "bucket" else None
     if source == "image_volume":
@@ -100,7 +102,13 @@ def _source(mode: Mode, asked: str | None, store: str) -> Source | None:
     else:
         raise PairError(f"SOURCE: expected {', '.join(SOURCES)}, got {asked}")
     if (source == "bucket") is not ("://" in store) and source != "image_volume":
-        raise PairError(f"SOURCE={source} does not go with STORE={store}")
+        raise PairError(f"SOURCE={source} does not go with STORE={redact(store)}")
+    if source == "bucket" and StoreUri.parse(store).headers:
+        raise PairError(
+            f"STORE: expected no user:password@ with SOURCE=bucket, got {redact(store)}: whoever "
+            "may read pods could read it. Use an s3://, gs:// or az:// store, whose credentials "
+            "are environment variables in the Secret `model-store`, or SOURCE=image_volume."
+        )
     return source
 
 
@@ -111,7 +119,7 @@ def _in_cluster(image: str, image_id: str, options: Options) -> str:
     must not have been another image's.
     """
     command = [*shlex.split(options.load_image), image]
-    print(f"$ {shlex.join(command)}", flush=True)
+    print(f"$ {redact(shlex.join(command))}", flush=True)
     try:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # noqa: S603 - the user's
     except OSError as error:

@@ -292,6 +292,28 @@ def test_without_any_server_it_says_how_to_get_one(
         Compatibility.find(str(models))
 
 
+@pytest.mark.parametrize("store", ["https://user:zq@cdn/models", "models"])
+def test_an_error_shows_no_credentials(store: str, models: Path, tmp_path: Path) -> None:
+    """Neither those of STORE nor those in the message of a program that failed."""
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho 'get https://user:zq@proxy/v2: denied' >&2\nexit 1\n")
+    docker.chmod(0o755)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "release", "compatibility", f"--store={store}", f"--to={tmp_path}"],
+        cwd=models.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DOCKER": str(docker)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    expected = "got https://…@cdn/models." if "://" in store else "get https://…@proxy/v2: denied"
+    assert expected in done.stderr
+    assert "zq" not in done.stdout + done.stderr
+
+
 def test_a_lock_that_cannot_be_had_is_explained(models: Path, tmp_path: Path) -> None:
     impossible = tmp_path / "impossible.txt"
     impossible.write_text("no-such-package @ file:///nowhere.whl\n")

@@ -1,5 +1,6 @@
 """The record of what runs: asked of real servers, with what does not agree planted."""
 
+import html
 import json
 import os
 import platform
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,11 +25,12 @@ from release.inventory.replica import Address, ask
 from release.server_process import ServerProcess
 from serving.contract import read_contract
 from tests.servers import DATASETS, start, wait_until
+from tests.stand_ins import PasswordStandIn
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def inventory(urls: list[str], store: Path, form: str) -> subprocess.CompletedProcess[str]:
+def inventory(urls: list[str], store: Path | str, form: str) -> subprocess.CompletedProcess[str]:
     """Run the command behind `make inventory`."""
     command = ["inventory", f"--urls={' '.join(urls)}", f"--store={store}", f"--format={form}"]
     return subprocess.run(
@@ -178,13 +181,16 @@ def test_a_server_that_does_not_answer_is_named(store: Path) -> None:
 
 
 @contextmanager
-def answering(answer: object) -> Iterator[str]:
-    """The address of something that is no server of this project, or an older one."""
+def answering(answer: object, authorization: str | None = None) -> Iterator[str]:
+    """The address of something that is no server of this project, or an older one.
+
+    authorization: the header that it demands.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = json.dumps(answer).encode()
-            self.send_response(200)
+            self.send_response(200 if self.headers["Authorization"] == authorization else 401)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -216,6 +222,53 @@ def test_a_worker_that_never_answers_is_missed(planted: Planted) -> None:
         made = json.loads(inventory([url], planted.store, "json").stdout)
 
     assert f"{url}: 1 of 3 workers answered" in made["disagreements"]
+
+
+@pytest.mark.parametrize("form", ["table", "json", "markdown", "html"])
+def test_a_password_in_urls_is_sent_and_never_shown(form: str, planted: Planted) -> None:
+    """The record is a page that people pass on."""
+    whole = httpx.get(f"{planted.urls[0]}/inventory").json()
+    basic = f"Basic {b64encode(b'zquser:zq/zq').decode()}"
+    with answering(whole, basic) as url:
+        host = url.removeprefix("http://")
+        urls = [
+            f"http://zquser:{password}@{place}"
+            for password, place in (
+                ("zq%2Fzq", host),
+                ("zqwrong", host),
+                ("zq", "127.0.0.1:9"),
+                ("zq/zq", host),
+            )
+        ]
+        shown = inventory(urls, planted.store, form)
+
+    assert "zq" not in shown.stdout + shown.stderr
+    assert basic not in shown.stdout + shown.stderr
+    text = html.unescape(shown.stdout.replace(r"\u2026", "…"))
+    for place, why in (
+        (host, "status 401"),
+        ("127.0.0.1:9", "[Errno"),
+        (host, "expected http://host:port"),
+    ):
+        assert f"http://…@{place}: no /inventory there: {why}" in text
+    assert "flowers" in text  # from the answer to the right password
+
+
+def test_the_password_of_a_store_is_sent_and_never_shown(planted: Planted, tmp_path: Path) -> None:
+    with PasswordStandIn(tmp_path) as protected:
+        protected.publish(planted.store / "flowers" / "2")
+        urls = [planted.urls[0], planted.urls[1]]
+        stores = (protected.uri, protected.at(protected.address, "zq").uri)
+        missing, refused = (inventory(urls, store, "table") for store in stores)
+        rejected = inventory(urls, "s3://AKIAzq:zq@bucket", "table")
+
+    place = f"http://…@{protected.address.removeprefix('http://')}/models"
+    assert f"flowers/1: {place} does not have it" in missing.stdout
+    assert "flowers/2: http" not in missing.stdout
+    assert f"STORE: {place}: " in refused.stdout
+    assert "AWS_ACCESS_KEY_ID" in rejected.stdout
+    for done in (missing, refused, rejected):
+        assert protected.leaks(done.stdout + done.stderr) == []
 
 
 def test_without_docker_the_servers_are_asked_all_the_same(

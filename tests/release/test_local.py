@@ -95,14 +95,34 @@ def test_a_server_that_does_not_start_says_why() -> None:
         server.wait_until_ready()
 
 
-def test_predict_without_a_server_says_how_to_start_one() -> None:
-    asked = subprocess.run(
-        [sys.executable, "-m", "release", "predict", "--url", "http://127.0.0.1:9"],
+def predict(url: str) -> subprocess.CompletedProcess[str]:
+    """Run the command behind `make predict`."""
+    return subprocess.run(
+        [sys.executable, "-m", "release", "predict", "--url", url],
         capture_output=True,
         text=True,
         check=False,
     )
 
+
+def test_predict_without_a_server_says_how_to_start_one() -> None:
+    asked = predict("http://127.0.0.1:9")
+
     assert asked.returncode == 1
     assert "make run" in asked.stderr
     assert "Traceback" not in asked.stderr
+
+
+def test_predict_shows_no_password(store: Path) -> None:
+    """What it prints is pasted into tickets, with the command for curl."""
+    with start("model_in_image", store / "iris" / "1") as server:
+        host = server.wait_until_ready().url.removeprefix("http://")
+        done = predict(f"http://zquser:zq%2F@{host}")
+    away, broken = predict("http://zquser:zq@127.0.0.1:9"), predict("http://zquser:zq/zq@host")
+
+    assert done.returncode == 0, done.stderr
+    assert f"http://…@{host}/predict\n" in done.stdout
+    assert "http://…@127.0.0.1:9: " in away.stderr
+    assert "http://…@host: expected http://host:port" in broken.stderr
+    for one in (done, away, broken):
+        assert "zq" not in one.stdout + one.stderr

@@ -318,10 +318,12 @@ def test_artifacts_are_counted_and_stay(
 
     engine.prune(store=str(store))
     engine.prune(store="s3://bucket/models")
+    engine.prune(store="https://user:zq@cdn/models")
 
     shown = capsys.readouterr().out
     assert f"Artifacts: 1 in {store}, {size / 1000:.1f} kB; none is removed." in shown
     assert "not counted, because STORE=s3://bucket/models is no local directory" in shown
+    assert "not counted, because STORE=https://…@cdn/models is no local directory" in shown
     assert artifact.exists()
 
 

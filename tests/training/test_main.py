@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from serving.verify import sha256_of
 
 
@@ -53,6 +55,40 @@ def test_a_mistake_is_one_message_without_a_traceback(tmp_path: Path) -> None:
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--store=s3://AKIAzq:zq/zq@bucket/models", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("--store=gs://zq@bucket", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("--store=az://account:zq@container", "AZURE_STORAGE_ACCOUNT_KEY"),
+        ("--store=az://container/models?sv=1&sig=zq", "AZURE_STORAGE_SAS_TOKEN"),
+        ("--store=s3://bucket/models#zq", "expected no ? and no #"),
+        ("--store=https://user:zq@cdn/models", "STORE: expected a directory, file:///directory"),
+        ("--store=S3://AKIAzq:zq@bucket/models", "STORE: expected a directory, file:///directory"),
+        ("--store=file:///models?zq", "STORE: expected a directory, file:///directory"),
+        ("--data=https://user:zq@cdn/rows.csv", "rows.csv"),
+    ],
+)
+def test_an_error_shows_no_credentials(option: str, message: str, tmp_path: Path) -> None:
+    """A training's log is kept by CI."""
+    others = ["--target=y", "--name=a"] if option.startswith("--data") else ["--dataset=iris"]
+
+    done = run("train", *others, option, cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "zq" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_contract_does_not_name_its_store(tmp_path: Path) -> None:
+    """Contracts are copied from store to store, and every client may read them."""
+    done = run("train", "--dataset=iris", "--store=zq", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "zq" not in (tmp_path / "zq" / "iris" / "1" / "contract.json").read_text()
 
 
 # Stops while it publishes, so that the test can end it there.

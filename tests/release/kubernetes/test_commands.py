@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from release.compatibility.record import RECORD
-from tests.stand_ins import unavailable
+from tests.stand_ins import PasswordStandIn, unavailable
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -115,3 +116,44 @@ def test_a_model_that_is_not_in_the_store_is_refused(checkout: Path, tmp_path: P
     said = command("deploy", checkout, f"--store={tmp_path / 'empty'}")
 
     assert f"STORE: {tmp_path / 'empty'} does not hold iris/1" in said
+
+
+@pytest.fixture
+def protected(store: Path, tmp_path: Path) -> Iterator[PasswordStandIn]:
+    """A store that demands a password and has the iris model."""
+    (tmp_path / "web").mkdir()
+    with PasswordStandIn(tmp_path / "web") as started:
+        started.publish(store / "iris" / "1")
+        yield started
+
+
+@pytest.mark.parametrize("name", ["deploy", "canary"])
+def test_a_password_does_not_get_into_a_manifest(
+    name: str, checkout: Path, protected: PasswordStandIn
+) -> None:
+    """Whoever may read pods reads MODEL_URI."""
+    error = command(name, checkout, f"--store={protected.uri}")
+
+    assert "STORE: expected no user:password@ with SOURCE=bucket, got http://…@127.0.0.1" in error
+    assert "Secret `model-store`" in error
+    assert protected.leaks(error) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--store={uri}", "--source=volume"], "SOURCE=volume does not go with STORE=http://…@"),
+        (["--store={uri}", "--model=models/digits/1"], "STORE: http://…@"),
+        (["--store=s3://AKIAzq:zq@bucket/models"], "AWS_ACCESS_KEY_ID"),
+        (["--store=az://c/models?sig=zq"], "AZURE_STORAGE_SAS_TOKEN"),
+    ],
+)
+def test_an_error_shows_no_credentials_of_the_store(
+    options: list[str], message: str, checkout: Path, protected: PasswordStandIn
+) -> None:
+    filled = (option.format(uri=protected.uri) for option in options)
+
+    error = command("deploy", checkout, *filled)
+
+    assert message in error
+    assert protected.leaks(error) == []
