@@ -183,8 +183,8 @@ format: setup-dev ## Format the code and mend what the linter can
 	@.venv/bin/ruff format
 
 lock: setup-dev ## Write the locks again from pyproject.toml; UPGRADE=1 takes the newest versions
-	@$(lock) requirements-dev.txt --group training --group test --group dev
-	@$(lock) requirements.txt --constraints requirements-dev.txt --group training --group test
+	@$(lock) requirements-dev.txt --group training --group test --group release --group dev
+	@$(lock) requirements.txt --constraints requirements-dev.txt --group training --group test --group release
 	@$(lock) serving/requirements.txt --constraints requirements-dev.txt
 
 # One resolution for every Python; the smaller locks are slices of the first.
