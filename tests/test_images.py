@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -428,6 +429,8 @@ def test_the_bill_of_materials_is_what_is_there(images: Images, tmp_path: Path) 
     named = {component["name"]: component for component in of_image["components"]}
     assert named["onnxruntime"]["purl"].startswith("pkg:pypi/onnxruntime@")
     assert named["libc6"]["purl"].startswith("pkg:deb/debian/libc6@")
+    # Scanners take the advisories of this release of Debian.
+    assert re.search(r"\?distro=debian-\d+$", named["libc6"]["purl"])
     assert named["iris"]["hashes"][0]["content"] == sha256_of(
         images.directory / "models" / "iris" / "1" / MODEL_FILE
     )
