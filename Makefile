@@ -24,8 +24,6 @@ UPGRADE =
 URLS =
 FORMAT =
 LOCK =
-ADVISORIES =
-END_OF_LIFE =
 KEEP = 3
 YES =
 TO = docs
@@ -57,7 +55,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit audit-data conformance bench lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit conformance bench lock
 # The options of a tool, quoted for the shell: --name='…' for each variable that is set.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
@@ -156,13 +154,9 @@ prune: setup ## Show the images that nothing runs and no rollback needs, and wha
 	@.venv/bin/python -m release prune $(call option,STORE,store) \
 		$(call option,KEEP,keep) $(call option,REGISTRY,registry) $(if $(filter 1,$(YES)),--yes)
 
-audit: setup ## Ask what is known against what is locked: vulnerabilities, ends of life; FORMAT=json LOCK=file
+audit: setup ## Check locks, base images and SBOMs for known vulnerabilities and ends of life: FORMAT=json LOCK=file
 	@.venv/bin/python -m release audit $(foreach file,$(LOCK),--lock=$(call quoted,$(file))) \
 		$(call option,FORMAT,format)
-
-audit-data: setup-dev ## Make what an audit asks from clones: ADVISORIES=pypa/advisory-database END_OF_LIFE=endoflife-date/endoflife.date
-	@.venv/bin/python -m release audit-data $(call option,ADVISORIES,advisories) \
-		$(call option,END_OF_LIFE,end-of-life)
 
 ##@ Development
 check: setup-dev ## Lint, format, types; locks and README in step with the code

@@ -4,7 +4,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from release.audit.extract import AuditError
 from release.compatibility.record import CompatibilityError
 from release.compatibility.servers import LockError
 from release.docker import DockerError
@@ -17,7 +16,6 @@ from serving.contract import ContractMismatch
 from serving.errors import StartupError
 
 _FAILURES = (
-    AuditError,
     BuildError,
     ClusterError,
     CompatibilityError,

@@ -92,6 +92,17 @@ def current_context() -> str | None:
         raise
 
 
+def server_version() -> str:
+    """Return the version of the cluster's API server, such as 1.36.2.
+
+    Raises ClusterError where no cluster is configured or it does not answer.
+    """
+    if current_context() is None:
+        raise ClusterError("kubectl: no cluster is configured")
+    version = json.loads(kubectl("version", "--output=json"))["serverVersion"]["gitVersion"]
+    return str(version).removeprefix("v").partition("-")[0]
+
+
 @contextmanager
 def api_server() -> Iterator[str]:
     """Give the address, on loopback, of a proxy to the API server with kubectl's credentials.
