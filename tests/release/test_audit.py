@@ -215,6 +215,18 @@ def test_a_failing_vulnerability_service_is_not_a_pass(
     assert reason in last
 
 
+def test_an_advisory_that_pip_audit_cannot_read_is_not_a_pass(
+    project: Project, services: AuditServices
+) -> None:
+    """It leaves the advisory out, and only its log says so."""
+    services.vulnerable["click", "8.5.1"] = {"id": "OSV-2026-1", "schema_version": "1.4.0"}
+
+    audit = project.audit()
+
+    assert audit.exit_code == 2
+    assert "'OSV-2026-1' is missing 'affected' list" in verdict(audit.stdout)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [("hangs", "ReadTimeout"), ("fails", "503"), ("unexpected", "KeyError: 'result'")],

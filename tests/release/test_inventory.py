@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from release.inventory.disagreements import known_problems
+from release.inventory.replica import Address, ask
 from release.server_process import ServerProcess
 from serving.contract import read_contract
 from tests.audit_services import JINJA2, audit_services
@@ -131,6 +133,32 @@ def test_vulnerabilities_and_ends_of_life_of_running_software_are_found(
     assert {"1.20.0", metadata.version("onnxruntime")} == {
         version for name, version in services.queries if name == "onnxruntime"
     }
+
+
+KUBECTL = """#!/bin/sh
+if [ "$1" = config ]; then echo kind; else echo '{"serverVersion": {"gitVersion": "v1.33.5"}}'; fi
+"""
+
+
+def test_an_ended_kubernetes_is_found_where_replicas_run_in_a_cluster(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(KUBECTL)
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    outside, *_ = ask([Address.of(planted.urls[0])])[0]
+    in_cluster = replace(outside, address=replace(outside.address, track="stable"))
+    with audit_services() as services:
+        services.ends["kubernetes"] = {"1.33": "2026-06-28"}
+        for name, value in services.environment.items():
+            monkeypatch.setenv(name, value)
+        found = [known_problems([replica])[0] for replica in (outside, in_cluster)]
+
+    assert found[0] == []
+    (line,) = found[1]
+    assert line.startswith("the cluster: kubernetes 1.33.5: past end of life since 2026-06-28")
 
 
 def test_without_the_services_of_the_audit_the_inventory_passes(
