@@ -24,8 +24,6 @@ UPGRADE =
 URLS =
 FORMAT =
 LOCK =
-ADVISORIES =
-END_OF_LIFE =
 KEEP = 3
 YES =
 TO = docs
@@ -57,7 +55,7 @@ IMAGE_PORT = 8000
 LOAD_PORT = 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit audit-data conformance bench lock
+.PHONY: help setup setup-dev run test check format train contract serve predict build build-model sbom cluster deploy canary promote abort rollback destroy e2e inventory compatibility prune audit conformance bench lock
 
 # A value from the command line (or the environment, with `make -e`) is text: make must not expand
 # a `$` in it. `override` ends the export that make gives such variables, so export them again.
@@ -169,13 +167,9 @@ prune: setup ## Show the images that nothing runs and no rollback needs, and wha
 	@.venv/bin/python -m release prune $(call option,STORE,store) \
 		$(call option,KEEP,keep) $(call option,REGISTRY,registry) $(if $(filter 1,$(YES)),--yes)
 
-audit: setup ## Ask what is known against what is locked: vulnerabilities, ends of life; FORMAT=json LOCK=file
+audit: setup ## Check locks, base images and SBOMs for known vulnerabilities and ends of life: FORMAT=json LOCK=file
 	@.venv/bin/python -m release audit $(foreach file,$(LOCK),--lock=$(call quoted,$(file))) \
 		$(call option,FORMAT,format)
-
-audit-data: setup-dev ## Make what an audit asks from clones: ADVISORIES=pypa/advisory-database END_OF_LIFE=endoflife-date/endoflife.date
-	@.venv/bin/python -m release audit-data $(call option,ADVISORIES,advisories) \
-		$(call option,END_OF_LIFE,end-of-life)
 
 ##@ Development
 check: setup-dev ## Lint, format, types; locks and README in step with the code
@@ -196,8 +190,8 @@ format: setup-dev ## Format the code and mend what the linter can
 	@.venv/bin/ruff format
 
 lock: setup-dev ## Write the locks again from pyproject.toml; UPGRADE=1 takes the newest versions
-	@$(lock) requirements-dev.txt --group training --group test --group dev
-	@$(lock) requirements.txt --constraints requirements-dev.txt --group training --group test
+	@$(lock) requirements-dev.txt --group training --group test --group release --group dev
+	@$(lock) requirements.txt --constraints requirements-dev.txt --group training --group test --group release
 	@$(lock) serving/requirements.txt --constraints requirements-dev.txt
 
 # One resolution for every Python; the smaller locks are slices of the first.

@@ -10,15 +10,14 @@ import httpx
 import typer
 
 from release import local
-from release.audit.locks import LOCKS
-from release.audit.report import FORMATS as AUDIT_FORMATS
-from release.audit.report import Audit
-from release.audit.report import show as show_audit
+from release.audit import report
+from release.audit.check import AuditError
+from release.audit.pins import LOCKS
 from release.compatibility.matrix import Matrix
 from release.compatibility.record import Compatibility
 from release.failures import failures_as_text
 from release.images import Release
-from release.inventory.disagreements import disagreements, notes
+from release.inventory.disagreements import disagreements, known_problems, notes
 from release.inventory.replica import ask
 from release.inventory.table import FORMATS, show
 from release.kubernetes import commands
@@ -115,8 +114,9 @@ def inventory(
     """Say what runs where, and what of it does not agree; 1 when anything does not."""
     with failures_as_text():
         replicas, silent = ask(addresses(urls.split()))
-        found = list(dict.fromkeys([*silent, *disagreements(replicas, store)]))
-        noted = list(dict.fromkeys(notes(replicas)))
+        problems, unchecked = known_problems(replicas)
+        found = list(dict.fromkeys([*silent, *disagreements(replicas, store), *problems]))
+        noted = list(dict.fromkeys([*unchecked, *notes(replicas)]))
     if not (replicas or silent):
         found = ["nothing runs there: the cluster has no pod of this project"]
     _say(format, show, FORMATS, replicas, found, noted)
@@ -160,23 +160,14 @@ def audit(
     ] = None,
     format: Annotated[str, typer.Option(help="table or json")] = "table",  # noqa: A002 - the option's name
 ) -> None:
-    """Ask what is known against what is locked; 1 when anything is, or could not be asked."""
-    with failures_as_text():
-        made = Audit.of(lock or LOCKS)
-    _say(format, show_audit, AUDIT_FORMATS, made)
-    sys.exit(made.failed)
-
-
-@cli.command()
-def audit_data(
-    advisories: Annotated[Path, typer.Option(help="git clone of pypa/advisory-database")],
-    end_of_life: Annotated[Path, typer.Option(help="git clone of endoflife-date/endoflife.date")],
-) -> None:
-    """Make the extracts again that an audit asks."""
-    from release.audit.refresh import write  # noqa: PLC0415 - its library is for development
-
-    with failures_as_text():
-        print(*write(advisories, end_of_life), sep="\n")
+    """Check locks and images for vulnerabilities and ends of life; 1 if any, 2 if unchecked."""
+    try:
+        result = report.audit(lock or LOCKS)
+    except (AuditError, OSError) as error:
+        print(f"exit status 2: {error}", file=sys.stderr)
+        sys.exit(2)
+    _say(format, report.show, {"json": report.as_json}, result)
+    sys.exit(report.exit_status(result))
 
 
 def _say(

@@ -1,7 +1,6 @@
-"""The images of this project as Docker has them: what they are called and what they weigh.
+"""The names, layers and sizes of this project's images in Docker.
 
-Used by prune.py and the inventory. An image is this project's by the labels that its
-Dockerfiles give.
+An image is this project's if it has the labels that the Dockerfiles give.
 """
 
 import contextlib
@@ -28,6 +27,16 @@ _WITHOUT_LAYER = re.compile(
     r"(ARG|CMD|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|SHELL|STOPSIGNAL|USER|VOLUME)\b"
 )
 _WORKDIR = re.compile(r"(/bin/sh -c #\(nop\) +)?WORKDIR\b")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an image."""
+
+    digest: str  # of its content; equal layers are stored and transferred once
+    created_by: str  # the instruction
+    size_bytes: int  # of its files
+    transfer_bytes: int | None  # what a registry sends, None if no registry has the image
 
 
 @dataclass(frozen=True)
@@ -113,23 +122,57 @@ def layer_sizes(images: list[Image]) -> dict[str, int]:
     return {
         layer: size
         for image in images
-        for layer, size in zip(image.layers, _history(image), strict=False)
+        for layer, (_, size) in zip(
+            image.layers, _history(image.id, len(image.layers)), strict=False
+        )
     }
 
 
-def _history(image: Image) -> list[int]:
-    """Return the sizes of an image's layers, the base's first.
+def layers(name: str) -> list[Layer]:
+    """Return the layers of an image, the base's first. Raises DockerError."""
+    (record,) = json.loads(docker("image", "inspect", name))
+    digests = record["RootFS"]["Layers"]
+    transfers = _transfer_bytes(record, len(digests))
+    steps = _history(record["Id"], len(digests))
+    return [
+        Layer(digest, instruction, size, transfer)
+        for digest, (instruction, size), transfer in zip(digests, steps, transfers, strict=True)
+    ]
 
-    Docker lists every instruction, and not which of them made a layer: those with a size did, and
-    of those without the likeliest.
+
+def _transfer_bytes(record: dict[str, Any], count: int) -> list[int | None]:
+    """Return the compressed sizes of an image's layers, from the first registry that has it."""
+    for name in record.get("RepoDigests") or []:
+        # The image may be deleted there, or nobody is logged in.
+        with contextlib.suppress(DockerError, LookupError):
+            sizes = [layer["size"] for layer in _manifest(name)["layers"]]
+            if len(sizes) == count:
+                return sizes
+    return [None] * count
+
+
+def _manifest(name: str) -> dict[str, Any]:
+    # As the engine does, allow HTTP on loopback.
+    insecure = ["--insecure"] if name.startswith(("127.", "localhost:")) else []
+    manifest: dict[str, Any] = json.loads(docker("manifest", "inspect", *insecure, name))
+    for entry in manifest.get("manifests", ()):
+        # The other entries of BuildKit's index are attestations, of no platform.
+        if entry["platform"]["architecture"] != "unknown":
+            return _manifest(f"{repository(name)}@{entry['digest']}")
+    return manifest
+
+
+def _history(image: str, count: int) -> list[tuple[str, int]]:
+    """Return the instruction and the size of each of an image's layers, the base's first.
+
+    Docker lists all instructions, not only those that made a layer. Instructions with a size made
+    one, and of those without a size the likeliest did.
     """
-    printed = docker("history", "--no-trunc", "--human=false", "--format={{json .}}", image.id)
+    printed = docker("history", "--no-trunc", "--human=false", "--format={{json .}}", image)
     steps = [json.loads(line) for line in reversed(printed.splitlines())]
-    sizes = [int(step["Size"]) for step in steps]
-    unlikely = [_unlikely(step["CreatedBy"], size) for step, size in zip(steps, sizes, strict=True)]
-    made = sorted(range(len(steps)), key=unlikely.__getitem__)[: len(image.layers)]
-    padding = [0] * (len(image.layers) - len(made))
-    return [*(sizes[index] for index in sorted(made)), *padding]
+    history = [(step["CreatedBy"], int(step["Size"])) for step in steps]
+    made = sorted(range(len(history)), key=lambda index: _unlikely(*history[index]))[:count]
+    return [*(history[index] for index in sorted(made)), *[("", 0)] * (count - len(made))]
 
 
 def _unlikely(instruction: str, size: int) -> int:

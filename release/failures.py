@@ -4,7 +4,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from release.audit.extract import AuditError
 from release.compatibility.record import CompatibilityError
 from release.compatibility.servers import LockError
 from release.docker import DockerError
@@ -18,7 +17,6 @@ from serving.errors import StartupError
 from serving.redact import redact
 
 _FAILURES = (
-    AuditError,
     BuildError,
     ClusterError,
     CompatibilityError,

@@ -6,7 +6,6 @@ model that was in it is not.
 
 import subprocess
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from release.docker import Layer, docker, layers, prefix_of, repository
+from release.docker import docker, prefix_of, repository
+from release.docker_images import Layer, layers
 from release.names import with_hash
 from release.store import contract_in
 from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract
@@ -94,7 +94,7 @@ class Release:
             self.image: self._build(self.image, "model_in_image", *self._of_the_model()),
             self.server: self._build(self.server, "model_load"),
         }
-        made = layers([*seconds])
+        made = {image: layers(image) for image in seconds}
         _show(made, seconds)
         files = (self.model / MODEL_FILE, self.model / CONTRACT_FILE)
         _show_transfers(made, sum(file.stat().st_size for file in files))
@@ -103,7 +103,7 @@ class Release:
         """Build the artifact's own image, and print what it weighs. Raises DockerError."""
         options = ("--target", "model", *self._of_the_model())
         seconds = {self.data: self._build(self.data, "model_in_image", *options)}
-        _show(layers([*seconds]), seconds)
+        _show({self.data: layers(self.data)}, seconds)
 
     def _of_the_model(self) -> list[str]:
         return _arguments(
@@ -159,15 +159,15 @@ def _part(layer: Layer) -> str:
 
 
 def _show(images: dict[str, list[Layer]], seconds: dict[str, float]) -> None:
-    """Print what each image is made of."""
+    """Print what each part of each image adds, and its compressed size if a registry has it."""
     console = Console(highlight=False)
     for image, made in images.items():
         console.print(f"\n{image}, built in {seconds[image]:.0f} s", soft_wrap=True)
-        table = _table("layer", "adds", "compressed")
+        table = _table("layer", "adds", *(["compressed"] if _pushed(made) else []))
         for part in dict.fromkeys(map(_part, made)):
-            table.add_row(part, *_sum(layer for layer in made if _part(layer) == part))
+            table.add_row(part, *_sums([layer for layer in made if _part(layer) == part]))
         table.add_section()
-        table.add_row("in all", *_sum(made))
+        table.add_row("in all", *_sums(made))
         console.print(table)
 
 
@@ -181,8 +181,11 @@ def _show_transfers(images: dict[str, list[Layer]], artifact_bytes: int) -> None
             for parts in ({"model"}, {"server", mode})
         )
         pulled = "nothing" if model else decimal(artifact_bytes)
-        table.add_row(mode, *(_sum(some)[1] for some in (made, model, server)), pulled)
-    Console(highlight=False).print("\nWhat a node transfers, compressed", table, sep="\n")
+        table.add_row(mode, *(_sums(some)[-1] for some in (made, model, server)), pulled)
+    title = "What a node transfers, compressed"
+    if not all(map(_pushed, images.values())):
+        title = "What a node transfers, before compression: no registry has these images yet"
+    Console(highlight=False).print(f"\n{title}", table, sep="\n")
 
 
 def _table(*columns: str) -> Table:
@@ -192,6 +195,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _sum(some: Iterable[Layer]) -> tuple[str, str]:
-    sizes = [(layer.size_bytes, layer.transfer_bytes) for layer in some]
-    return decimal(sum(size for size, _ in sizes)), decimal(sum(size for _, size in sizes))
+def _pushed(some: list[Layer]) -> bool:
+    return all(layer.transfer_bytes is not None for layer in some)
+
+
+def _sums(some: list[Layer]) -> list[str]:
+    """Return the size of layers, and what a registry sends of them if one has them."""
+    transfers = [layer.transfer_bytes for layer in some if layer.transfer_bytes is not None]
+    sizes = [sum(layer.size_bytes for layer in some), *([sum(transfers)] if _pushed(some) else [])]
+    return [decimal(size) for size in sizes]

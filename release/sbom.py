@@ -49,16 +49,16 @@ def write(image: str, directory: Path) -> Path:
 
 
 def _components(facts: dict[str, Any]) -> list[Component]:
-    system = facts["os"]["ID"]
+    system, version = facts["os"]["ID"], facts["os"].get("VERSION_ID")
     components = [
-        Component(
-            name=system,
-            version=facts["os"].get("VERSION_ID"),
-            type=ComponentType.OPERATING_SYSTEM,
-        ),
+        Component(name=system, version=version, type=ComponentType.OPERATING_SYSTEM),
         _package("generic", "python", facts["python"]),
         *(_package("pypi", *package) for package in facts["python_packages"]),
-        *(_package("deb", *package, system) for package in _debian(facts["debian_packages"])),
+        *(
+            # Without the distribution, osv-scanner does not know whose advisories to read.
+            _package("deb", *package, system, distro=f"{system}-{version}")
+            for package in _debian(facts["debian_packages"])
+        ),
     ]
     return [*components, _model(facts["contract"])] if facts["contract"] else components
 
@@ -73,8 +73,10 @@ def _debian(status: str) -> list[tuple[str, str]]:
     ]
 
 
-def _package(kind: str, name: str, version: str, namespace: str | None = None) -> Component:
-    purl = PackageURL(kind, namespace, name, version)
+def _package(
+    kind: str, name: str, version: str, namespace: str | None = None, **qualifiers: str
+) -> Component:
+    purl = PackageURL(kind, namespace, name, version, qualifiers)
     return Component(name=name, version=version, purl=purl, bom_ref=purl.to_string())
 
 

@@ -12,6 +12,7 @@ from sklearn.datasets import load_iris
 
 from release.docker import DockerError, docker
 from release.server_process import ServerProcess
+from tests.audit_services import audit_services
 from tests.own_models import make_own_models
 from tests.servers import DATASETS, MODES, Start, all_served, start
 from tests.stand_ins import unavailable
@@ -32,6 +33,14 @@ def _outside_of_make() -> None:
     """A make that a test starts must not take itself for part of `make test`."""
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _audit_on_loopback() -> Iterator[None]:
+    """The audit and the inventory query services that know nothing bad of this machine."""
+    with audit_services() as services:
+        os.environ.update(services.environment)
+        yield
 
 
 @pytest.fixture(scope="session")

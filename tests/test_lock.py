@@ -44,7 +44,11 @@ def test_a_lock_is_a_slice_of_the_larger_one(part: str, whole: str) -> None:
 
 @pytest.mark.parametrize(
     ("lock", "groups"),
-    [("serving", ()), ("all", ("training", "test")), ("dev", ("training", "test", "dev"))],
+    [
+        ("serving", ()),
+        ("all", ("training", "release", "test")),
+        ("dev", ("training", "release", "test", "dev")),
+    ],
 )
 def test_a_lock_has_what_the_project_asks_for(lock: str, groups: tuple[str, ...]) -> None:
     assert wanted(*groups) <= set(pinned(lock))
@@ -59,7 +63,10 @@ def test_every_pin_has_one_version_and_its_hashes(lock: str) -> None:
 
 def test_the_images_have_nothing_that_only_training_or_tests_need() -> None:
     """The serving side never imports scikit-learn."""
-    absent = {"scikit-learn", "skl2onnx", "onnx", "scipy", "pytest", "httpx", "typer", "rich"}
+    absent = {
+        *("scikit-learn", "skl2onnx", "onnx", "scipy", "pytest", "httpx", "typer", "rich"),
+        *("pip-audit", "requests"),
+    }
 
     assert absent.isdisjoint(pinned("serving"))
 

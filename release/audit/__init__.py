@@ -1,1 +1,1 @@
-"""What is locked against known vulnerabilities and ends of life: `make audit`."""
+"""Check locked packages, end-of-life dates and images for known problems: `make audit`."""

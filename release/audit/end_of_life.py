@@ -1,106 +1,77 @@
-"""Until when Python, Debian and libraries are supported, asked of an extract of endoflife.date.
+"""Ends of life of Python, Debian, Kubernetes and NumPy, from endoflife.date.
 
-report.py asks for what the images are built from and for what the locks pin; what runs can be
-asked for in the same way.
+If that service fails, the dates are those of TABLE.
 """
 
 import datetime as dt
-from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+import os
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import Field
+import httpx
 
-from release.audit.extract import DATA, Extract, Part
-from serving.environment import normalized
+from release.audit.check import Check, Finding, Pins
 
-END_OF_LIFE = DATA / "end_of_life.json"
-_SOON_DAYS = 90
+_REQUEST_SECONDS = 5
+_UNEXPECTED = (ValueError, LookupError, TypeError, AttributeError)  # of JSON in another format
 
-State = Literal["supported", "ends soon", "ended", "no dates", "not asked"]
-
-
-@dataclass(frozen=True)
-class Support:
-    """Whether a version of something is still supported.
-
-    until: its last day, None where no day is named. extended: the last day of a longer, smaller
-    support. "no dates" is what the source does not follow; "not asked" what the extract lacks.
-    """
-
-    product: str
-    version: str
-    state: State
-    until: dt.date | None = None
-    extended: dt.date | None = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether something must be done."""
-        return self.state in {"ended", "not asked"}
-
-    def __str__(self) -> str:
-        """Say it in words."""
-        if self.state in {"no dates", "not asked"}:
-            return self.state
-        ended = self.state == "ended"
-        text = "past end of life" if ended else str(self.state)
-        if self.until:
-            text += f" {'since' if ended else 'until'} {self.until}"
-        return f"{text}, extended support until {self.extended}" if self.extended else text
+# The last day of support by release. Typed from endoflife.date's records of TABLE_DATE; each
+# comment names the page that they cite. Of the locked libraries they have dates of numpy only.
+TABLE_DATE = "2026-08-22"
+TABLE = {
+    # https://devguide.python.org/versions/
+    "python": {"3.10": "2026-10-31", "3.11": "2027-10-31", "3.12": "2028-10-31",
+               "3.13": "2029-10-31", "3.14": "2030-10-31"},
+    # https://wiki.debian.org/DebianReleases, without long-term support
+    "debian": {"11": "2024-08-14", "12": "2026-07-11", "13": "2028-08-09",
+               "bullseye": "2024-08-14", "bookworm": "2026-07-11", "trixie": "2028-08-09"},
+    # https://kubernetes.io/releases/patch-releases/
+    "kubernetes": {"1.33": "2026-06-28", "1.34": "2026-10-27", "1.35": "2027-02-28",
+                   "1.36": "2027-06-28"},
+    # https://numpy.org/neps/nep-0029-deprecation_policy.html
+    "numpy": {"2.2": "2026-12-09", "2.3": "2027-06-08", "2.4": "2027-12-21", "2.5": "2028-06-22"},
+}  # fmt: skip
 
 
-class Cycle(Part):
-    """A line of releases, as 3.13. A date is the last day; true has ended, false has no end yet."""
-
-    cycle: str
-    codename: str
-    until: dt.date | bool
-    extended: dt.date | bool
-
-    def names(self, version: str) -> bool:
-        """Say whether a version, or a code name, is of this line."""
-        return version == self.codename or f"{version}.".startswith(f"{self.cycle}.")
-
-
-class EndOfLife(Extract):
-    """The extract: lines of releases by everything it was made for; None is not followed."""
-
-    products: dict[str, tuple[Cycle, ...] | None] = Field({})
-
-    def support(self, product: str, version: str, today: dt.date) -> Support:
-        """Say how a version is supported."""
-        name = normalized(product)
-        cycles = self.products.get(name)
-        if name in self.products and cycles is None:
-            return Support(product, version, "no dates")
-        of_version = [one for one in cycles or () if one.names(version.lower())]
-        if not of_version:
-            return Support(product, version, "not asked")
-        return _support(product, version, max(of_version, key=lambda one: len(one.cycle)), today)
+def check(platforms: Pins, packages: Pins) -> Check:
+    """Check Python, Debian, Kubernetes and packages. ENDOFLIFE_URL is the API's URL."""
+    url = os.environ.get("ENDOFLIFE_URL", "https://endoflife.date/api/v1")
+    libraries = {pin: where for pin, where in packages.items() if pin[0] == "numpy"}
+    versions = {**platforms, **libraries}
+    try:
+        days = {product: _fetch(url, product) for product in {name for name, _ in versions}}
+        return _check(versions, days, url)
+    except (httpx.HTTPError, httpx.InvalidURL, *_UNEXPECTED) as error:
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+    result = _check(versions, TABLE, f"the table of {TABLE_DATE} in release/audit/end_of_life.py")
+    result.unchecked.append(f"{url}: no usable answer: {problem}")
+    return result
 
 
-def end_of_life(product: str, version: str, today: dt.date) -> Support:
-    """Say how a version is supported: of "python", "debian" or a package.
-
-    version: any that the line of releases begins, 3.13.2; Debian's may be its code name. Raises
-    AuditError for an extract that is none.
-    """
-    return dates().support(product, version, today)
-
-
-@cache
-def dates() -> EndOfLife:
-    """Return the extract that is kept. Raises AuditError."""
-    return EndOfLife.read(END_OF_LIFE)
+def _fetch(url: str, product: str) -> dict[str, str]:
+    """Return the last day of support by release and by code name, as in TABLE."""
+    page = f"{url}/products/{product}/"
+    answer = httpx.get(page, timeout=_REQUEST_SECONDS, follow_redirects=True).raise_for_status()
+    releases = answer.json()["result"]["releases"]
+    ends = {release["name"]: _last_day(release) for release in releases}
+    return ends | {str(release["codename"]).lower(): _last_day(release) for release in releases}
 
 
-def _support(product: str, version: str, cycle: Cycle, today: dt.date) -> Support:
-    extended = cycle.extended if isinstance(cycle.extended, dt.date) else None
-    if isinstance(cycle.until, bool):
-        state: State = "ended" if cycle.until else "supported"
-        return Support(product, version, state, extended=extended)
-    days = (cycle.until - today).days
-    state = "ended" if days < 0 else "ends soon" if days <= _SOON_DAYS else "supported"
-    longer = extended if extended and extended >= today else None
-    return Support(product, version, state, cycle.until, longer)
+def _last_day(release: dict[str, Any]) -> str:
+    unannounced = "0001-01-01" if release["isEol"] else "9999-12-31"
+    return str(dt.date.fromisoformat(release["eolFrom"] or unannounced))
+
+
+def _check(versions: Pins, days: Mapping[str, Mapping[str, str]], source: str) -> Check:
+    result = Check([], [], [])
+    today = str(dt.datetime.now(dt.UTC).date())
+    for (product, version), where in versions.items():
+        releases = [name for name in days[product] if f"{version}.".startswith(f"{name}.")]
+        if not releases:
+            result.unchecked.append(f"{source}: no date of {product} {version}")
+        elif (day := days[product][releases[0]]) < today:
+            problem = f"past end of life since {day}, says {source}"
+            result.findings.append(Finding(product, version, problem, where))
+        else:
+            result.notes.append(f"{product} {version}: supported until {day}, says {source}")
+    return result

@@ -1,17 +1,17 @@
 """What replicas do not agree on: with each other, with the store, with what is known."""
 
-import datetime as dt
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from operator import methodcaller
 from typing import Any
 
-from release.audit.advisories import advisories, findings
-from release.audit.end_of_life import dates, end_of_life
+from release.audit import end_of_life, vulnerabilities
+from release.audit.check import Pin
 from release.docker import DockerError
 from release.docker_images import find
 from release.inventory.replica import Replica
+from release.kubernetes.kubectl import ClusterError, server_version
 from release.prune import newest
 from release.store import StoreError, contract_in
 from serving.errors import StartupError
@@ -19,7 +19,7 @@ from serving.redact import redact
 
 # What a model's outputs depend on.
 _RUNTIME = ("onnxruntime", "numpy")
-_NO_PACKAGES = ("python", "debian")
+_AUDIT_SECONDS = 30
 _OF_A_RELEASE: dict[str, Callable[[Replica], object]] = {
     "model sha256": lambda one: one.answer["model"]["sha256"],
     "contract sha256": lambda one: one.answer["model"]["contract_sha256"],
@@ -38,7 +38,6 @@ def disagreements(replicas: list[Replica], store: str) -> Iterator[str]:
             yield from _not_as_published(model, some, store)
         except (StartupError, StoreError) as error:
             yield f"{model}: {error}"
-    yield from _known(replicas)
     for one in replicas:
         where = f"{one.url}: {one.model}"
         if one.answer["degraded"]:
@@ -108,23 +107,26 @@ def _not_as_published(model: str, some: list[Replica], store: str) -> Iterator[s
             )
 
 
-def _known(replicas: list[Replica]) -> Iterator[str]:
-    """Yield what is known to be wrong with what runs: vulnerabilities and ends of life."""
-    today = dt.datetime.now(dt.UTC).date()
-    versions = {
-        (name, version): [other for other in replicas if _software(other).get(name) == version]
-        for one in replicas
-        for name, version in _software(one).items()
-    }
-    for (name, version), having in versions.items():
-        where = _where(having)
-        support = end_of_life(name, version, today)
-        if support.state == "ended":
-            yield f"{where}: {name} {version} is {support}"
-        for found in findings({name: version}) if name not in _NO_PACKAGES else ():
-            if found.advisory is not None:
-                fixed = ", ".join(found.fixed) or "no version"
-                yield f"{where}: {name} {version}: {found.advisory}, fixed in {fixed}"
+def known_problems(replicas: list[Replica]) -> tuple[list[str], list[str]]:
+    """Return the vulnerabilities and ends of life of the software of replicas, and notes.
+
+    The checks are those of `make audit`. A service that fails is a note: the rest of the
+    inventory needs no internet.
+    """
+    packages, platforms, unchecked = _pins(replicas, _packages), _pins(replicas, _platform), []
+    if any(replica.address.track for replica in replicas):
+        try:
+            platforms["kubernetes", server_version()] = ["the cluster"]
+        except ClusterError as error:
+            unchecked.append(f"kubernetes: {error}")
+    dates = end_of_life.check(platforms, packages)
+    result = vulnerabilities.check(packages, _AUDIT_SECONDS) + dates
+    findings = [
+        f"{', '.join(found.where)}: {found.name} {found.version}: {found.problem}"
+        for found in result.findings
+    ]
+    unchecked += result.unchecked
+    return findings, [*result.notes, *(f"not checked: {reason}" for reason in unchecked)]
 
 
 def notes(replicas: list[Replica], keep: int = 3) -> Iterator[str]:
@@ -132,11 +134,6 @@ def notes(replicas: list[Replica], keep: int = 3) -> Iterator[str]:
 
     keep: of `make prune`: how many images of each mode and model stay that nothing runs.
     """
-    today = dt.datetime.now(dt.UTC).date()
-    extracts = (("vulnerabilities", advisories()), ("ends of life", dates()))
-    for what, extract in extracts:
-        if said := extract.warning(today):
-            yield f"{what}: {said}"
     for track, some in _tracks(replicas).items():
         if track.endswith(" canary"):
             yield f"{track}: {_release(some[0])} is being tried"
@@ -157,14 +154,26 @@ def notes(replicas: list[Replica], keep: int = 3) -> Iterator[str]:
             )
 
 
-def _software(one: Replica) -> dict[str, str]:
-    """Return the packages of a replica, its Python, and its Debian if it is one."""
-    debian = re.match(r"Debian GNU/Linux (\d+)", one.answer["os"])
-    return {
-        **one.answer["packages"],
-        "python": one.answer["python"],
-        **({"debian": debian[1]} if debian else {}),
-    }
+def _pins(
+    replicas: list[Replica], software: Callable[[Replica], dict[str, str]]
+) -> dict[Pin, list[str]]:
+    """Return the versions that replicas run, each with the addresses of these replicas."""
+    pins: dict[Pin, dict[str, None]] = {}
+    for replica in replicas:
+        for pin in software(replica).items():
+            pins.setdefault(pin, {})[replica.url] = None
+    return {pin: list(urls) for pin, urls in pins.items()}
+
+
+def _packages(replica: Replica) -> dict[str, str]:
+    packages: dict[str, str] = replica.answer["packages"]
+    return packages
+
+
+def _platform(replica: Replica) -> dict[str, str]:
+    """Return the Python of a replica, and its Debian if it runs on Debian."""
+    debian = re.match(r"Debian GNU/Linux (\d+)", replica.answer["os"])
+    return {"python": replica.answer["python"], **({"debian": debian[1]} if debian else {})}
 
 
 def _differ(

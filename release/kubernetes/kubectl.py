@@ -87,6 +87,17 @@ def current_context() -> str | None:
         raise
 
 
+def server_version() -> str:
+    """Return the version of the cluster's API server, such as 1.36.2.
+
+    Raises ClusterError where no cluster is configured or it does not answer.
+    """
+    if current_context() is None:
+        raise ClusterError("kubectl: no cluster is configured")
+    version = json.loads(kubectl("version", "--output=json"))["serverVersion"]["gitVersion"]
+    return str(version).removeprefix("v").partition("-")[0]
+
+
 def _configuration() -> Path | None:
     """Return the first file with content among those that kubectl would read."""
     paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")

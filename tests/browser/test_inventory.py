@@ -1,5 +1,6 @@
 """`make inventory FORMAT=html` as a person has it: a file, in a real browser."""
 
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -30,7 +31,8 @@ def kept(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
         options = [f"--urls={' '.join(urls)}", f"--store={folder / 'store'}", "--format=html"]
         made = subprocess.run(
             [sys.executable, "-m", "release", "inventory", *options],
-            cwd=ROOT, capture_output=True, text=True, check=False,
+            cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert made.returncode == 1, made.stderr
     (folder / "inventory.html").write_text(made.stdout, encoding="utf-8")

@@ -11,19 +11,19 @@ import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 
 import httpx
 import pytest
 
-from release.audit.advisories import advisories
-from release.audit.end_of_life import dates
-from release.inventory.disagreements import disagreements
+from release.inventory.disagreements import known_problems
 from release.inventory.replica import Address, ask
 from release.server_process import ServerProcess
 from serving.contract import read_contract
+from tests.audit_services import JINJA2, audit_services
 from tests.servers import DATASETS, start, wait_until
 from tests.stand_ins import PasswordStandIn
 
@@ -31,12 +31,12 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def inventory(urls: list[str], store: Path | str, form: str) -> subprocess.CompletedProcess[str]:
-    """Run the command behind `make inventory`."""
+    """Run the command behind `make inventory`, where its cache is nobody else's."""
     command = ["inventory", f"--urls={' '.join(urls)}", f"--store={store}", f"--format={form}"]
     return subprocess.run(
         [sys.executable, "-m", "release", *command],
-        env={**os.environ, "COLUMNS": "200"},
-        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(ROOT)},
+        cwd=store.parent,
         capture_output=True,
         text=True,
         check=False,
@@ -115,46 +115,68 @@ def test_the_record_can_be_kept_as_a_page(form: str, planted: Planted) -> None:
     assert "http" not in made.replace("http://127.0.0.1:", "")
 
 
-def test_what_is_known_of_the_versions_that_run_is_named(
-    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_vulnerabilities_and_ends_of_life_of_running_software_are_found(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A library that was fine when it was locked may not be today."""
-    header = {
-        "source": "s",
-        "commit": "0" * 40,
-        "date": "2026-11-20",
-        "license": "l",
-        "command": "c",
-    }
-    bad = {
-        "id": "PYSEC-1",
-        "aliases": [],
-        "summary": "",
-        "versions": [],
-        "ranges": [[{"introduced": "0"}]],
-    }
-    ended = {"cycle": "3", "codename": "", "until": "2020-01-01", "extended": False}
-    for module, name, content in (
-        ("advisories", "ADVISORIES", {"packages": {"click": [bad]}}),
-        ("end_of_life", "END_OF_LIFE", {"products": {"python": [ended]}}),
-    ):
-        path = tmp_path / f"{module}.json"
-        path.write_text(json.dumps({**header, "date": "2026-11-20", **content}))
-        monkeypatch.setattr(f"release.audit.{module}.{name}", path)
-    advisories.cache_clear()
-    dates.cache_clear()
-    try:
-        found = list(disagreements(ask(map(Address.of, planted.urls))[0], str(planted.store)))
-    finally:
-        advisories.cache_clear()
-        dates.cache_clear()
+    """A library without a known vulnerability when it was locked may have one today."""
+    numpy = metadata.version("numpy")
+    with audit_services() as services:
+        services.vulnerable["numpy", numpy] = {**JINJA2, "id": "PYSEC-1", "aliases": []}
+        services.ends["python"] = {"3": "2020-01-01"}
+        for name, value in services.environment.items():
+            monkeypatch.setenv(name, value)
+        shown = json.loads(inventory(planted.urls, planted.store, "json").stdout)
 
     everywhere = ", ".join(planted.urls)
-    python = platform.python_version()
-    assert f"{everywhere}: python {python} is past end of life since 2020-01-01" in found
-    click = next(line for line in found if ": click " in line)
-    assert click.startswith(f"{everywhere}: click ")
-    assert click.endswith(": PYSEC-1, fixed in no version")
+    python = f"{everywhere}: python {platform.python_version()}: past end of life since 2020-01-01"
+    assert any(line.startswith(python) for line in shown["disagreements"])
+    assert f"{everywhere}: numpy {numpy}: PYSEC-1, fixed in no version" in shown["disagreements"]
+    assert any("package versions: pip-audit, osv, as of" in line for line in shown["notes"])
+    # One onnxruntime is another one than elsewhere; each version was checked.
+    assert {"1.20.0", metadata.version("onnxruntime")} == {
+        version for name, version in services.queries if name == "onnxruntime"
+    }
+
+
+KUBECTL = """#!/bin/sh
+if [ "$1" = config ]; then echo kind; else echo '{"serverVersion": {"gitVersion": "v1.33.5"}}'; fi
+"""
+
+
+def test_an_ended_kubernetes_is_found_where_replicas_run_in_a_cluster(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(KUBECTL)
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    outside, *_ = ask([Address.of(planted.urls[0])])[0]
+    in_cluster = replace(outside, address=replace(outside.address, track="stable"))
+    with audit_services() as services:
+        services.ends["kubernetes"] = {"1.33": "2026-06-28"}
+        for name, value in services.environment.items():
+            monkeypatch.setenv(name, value)
+        found = [known_problems([replica])[0] for replica in (outside, in_cluster)]
+
+    assert found[0] == []
+    (line,) = found[1]
+    assert line.startswith("the cluster: kubernetes 1.33.5: past end of life since 2026-06-28")
+
+
+def test_without_the_services_of_the_audit_the_inventory_passes(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster without internet the rest of the inventory is still true."""
+    for name in ("PIP_AUDIT_OSV_URL", "ENDOFLIFE_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with start("model_in_image", store / "iris" / "1") as server:
+        url = server.wait_until_ready().url
+        made = json.loads(inventory([url], store, "json").stdout)
+
+    assert [line for line in made["disagreements"] if "past end of life" not in line] == []
+    for service in ("pip-audit, osv", "http://127.0.0.1:9"):
+        assert any(line.startswith(f"not checked: {service}: ") for line in made["notes"])
 
 
 def test_what_agrees_passes(store: Path) -> None:
