@@ -32,6 +32,7 @@ SOURCE =
 CLUSTER = inference
 LOAD_IMAGE = kind load docker-image --name '$(subst ','\'',$(CLUSTER))'
 EVICT_IMAGE =
+SHORT =
 WEIGHT = 25
 AUTO =
 STEPS = 10,25,50,100
@@ -144,9 +145,10 @@ rollback: setup ## Bring back the release before, image and model in one step
 destroy: setup ## Remove the release of MODE=… MODEL=… from the cluster
 	@.venv/bin/python -m release destroy $(options_of_release)
 
-e2e: setup-dev ## Prove the cluster: every kind of release under steady load, then start-up and scale-out measured; some 30 minutes
+e2e: setup-dev ## Prove the cluster: every kind of release under steady load, then start-up and scale-out measured; some 30 minutes; SHORT=1 takes 10
 	@REGISTRY=$(call quoted,$(REGISTRY)) LOAD_IMAGE=$(call quoted,$(LOAD_IMAGE)) \
-		EVICT_IMAGE=$(call quoted,$(EVICT_IMAGE)) .venv/bin/python -m pytest tests/e2e -x --capture=no
+		EVICT_IMAGE=$(call quoted,$(EVICT_IMAGE)) SHORT=$(call quoted,$(SHORT)) \
+		.venv/bin/python -m pytest tests/e2e -x --capture=no $(if $(filter 1,$(SHORT)),-m short)
 
 options_of_release = $(call option,MODE,mode) $(call option,MODEL,model) $(call option,NAMESPACE,namespace)
 options_of_pair = $(options_of_release) $(call option,STORE,store) $(call option,SOURCE,source) \

@@ -1,9 +1,9 @@
 """A real cluster, images and models for it, and steady load from inside it.
 
-The cluster is that of kubectl's current context; nothing is touched but two namespaces that
-these tests make and remove. REGISTRY and LOAD_IMAGE say how images reach it, as for
-`make deploy`. Models of the name `e2e` are published into models/, which the cluster's nodes
-must have at /models (k8s/kind.yaml).
+The cluster is that of kubectl's current context; nothing is touched except two namespaces that
+these tests make. Without a context the suite makes a kind cluster of three nodes and deletes it.
+REGISTRY and LOAD_IMAGE say how images reach the cluster, as for `make deploy`. Models of the name
+`e2e` are published into models/, which the nodes must have at /models (kind.yaml beside this file).
 """
 
 import csv
@@ -15,20 +15,28 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from sklearn.datasets import load_iris
 
 from release.docker import prefix_of
-from release.kubernetes.kubectl import ClusterError, get, kubectl
+from release.kubernetes.kubectl import ClusterError, current_context, get, kubectl
+from tests.manifests import quantity
 from tests.servers import wait_until
 from training.train import train
 
 ROOT = Path(__file__).parent.parent.parent
 NAMESPACE, CLIENTS = "inference-e2e", "inference-e2e-clients"
 STORE = ROOT / "models"
-TAGS = ("e2e-1", "e2e-2", "e2e-gone")
+SHORT = os.environ.get("SHORT") == "1"
+TAGS = ("e2e-1", "e2e-2") if SHORT else ("e2e-1", "e2e-2", "e2e-gone")
+VERSIONS = ("1", "2") if SHORT else ("1", "2", "3")
+CLUSTER = "inference-e2e"
+# Eight servers at the same time (replicas, canary, fresh replicas, surge), each with 250m of a CPU
+# and 192 MiB, and the pod that sends the load.
+NEEDED_CPUS, NEEDED_BYTES = 2.0, 2 << 30
 LOAD = Path(__file__).with_name("steady_load.py")
 LOAD_SECONDS = 3600
 
@@ -54,19 +62,70 @@ def run(target: str, *variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cluster() -> None:
-    """A cluster that answers, or none of this has a meaning."""
+def _cluster() -> Iterator[None]:
+    """A cluster that answers and has room; made and deleted by this suite if there is none."""
+    is_made = current_context() is None
+    if is_made:
+        config = Path(__file__).with_name("kind.yaml")
+        # The nodes mount it, so it must exist.
+        STORE.mkdir(exist_ok=True)
+        _kind("create", "cluster", "--name", CLUSTER, "--config", str(config), "--wait=180s")
+        if not os.environ.get("REGISTRY"):
+            os.environ["LOAD_IMAGE"] = f"kind load docker-image --name {CLUSTER}"
     try:
-        version = kubectl("version", "--output=json")
-    except ClusterError as error:
-        pytest.exit(f"make e2e: expected a cluster in kubectl's current context: {error}", 1)
-    server = json.loads(version)["serverVersion"]["gitVersion"]
-    print(f"\nKubernetes {server}")
+        try:
+            version = json.loads(kubectl("version", "--output=json"))["serverVersion"]["gitVersion"]
+            cpus, free_bytes = free_resources()
+        except ClusterError as error:
+            pytest.exit(f"make e2e: expected a cluster in kubectl's current context: {error}", 1)
+        print(
+            f"\nKubernetes {version}; unrequested on nodes for pods: {cpus:.2f} CPUs, "
+            f"{free_bytes / 2**30:.1f} GiB; needed: {NEEDED_CPUS:g} CPUs, "
+            f"{NEEDED_BYTES / 2**30:g} GiB",
+            flush=True,
+        )
+        if cpus < NEEDED_CPUS or free_bytes < NEEDED_BYTES:
+            pytest.exit("make e2e: expected as much as is needed, got less: add a node", 1)
+        yield
+    finally:
+        if is_made:
+            _kind("delete", "cluster", "--name", CLUSTER)
+
+
+def _kind(*arguments: str) -> None:
+    print(f"$ kind {' '.join(arguments)}", flush=True)
+    done = subprocess.run(
+        ["kind", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.exit(f"make e2e: kind {arguments[0]} {arguments[1]}: {done.stderr}", 1)
+
+
+def free_resources() -> tuple[Decimal, Decimal]:
+    """Return the CPUs and bytes that no pod requests, on nodes without a taint."""
+    nodes = [node for node in get("nodes")["items"] if not node["spec"].get("taints")]
+    names = {node["metadata"]["name"] for node in nodes}
+    running = [
+        pod
+        for pod in get("pods", "--all-namespaces")["items"]
+        if pod["spec"].get("nodeName") in names and pod["status"]["phase"] in ("Pending", "Running")
+    ]
+    requests = [
+        container.get("resources", {}).get("requests", {})
+        for pod in running
+        for container in pod["spec"]["containers"]
+    ]
+    cpus, free_bytes = (
+        sum((quantity(node["status"]["allocatable"][what]) for node in nodes), Decimal())
+        - sum((quantity(request.get(what, "0")) for request in requests), Decimal())
+        for what in ("cpu", "memory")
+    )
+    return cpus, free_bytes
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Versions 1 and 2 of one model, on halves of the data; 3 has learned shuffled labels."""
+    """Versions 1 and 2 of one model, on halves of the data; 3 is trained on shuffled labels."""
     flowers = load_iris()
     names = flowers.target_names[flowers.target]
     shuffled = list(names)
@@ -76,7 +135,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> None:
         ("2", names, slice(1, None, 2)),
         ("3", shuffled, slice(None)),
     ):
-        if (STORE / "e2e" / version).exists():
+        if version not in VERSIONS or (STORE / "e2e" / version).exists():
             continue
         file = tmp_path_factory.mktemp("data") / "flowers.csv"
         with file.open("w", newline="", encoding="utf-8") as csv_file:
@@ -94,7 +153,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> None:
 def images(models: None) -> str:
     """Two server images that differ, each with every model, and one that no node will have."""
     for tag in TAGS:
-        for version in ("1", "2", "3"):
+        for version in VERSIONS:
             done = make("build", "model_load", f"e2e/{version}", f"IMAGE_TAG={tag}")
             assert done.returncode == 0
     done = make("compatibility", "model_load", "e2e/1")

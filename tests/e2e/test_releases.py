@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from release.kubernetes.deployment import Deployment, Revision
-from release.kubernetes.kubectl import kubectl
-from tests.e2e.conftest import NAMESPACE, Load, make, run
+from release.kubernetes.kubectl import get, kubectl
+from tests.e2e.conftest import CLIENTS, NAMESPACE, Load, make, run
 from tests.servers import wait_until
 
 SECONDS = 300
@@ -26,6 +26,7 @@ def has_replicas(instance: str, wanted: int) -> bool:
     return bool(status.get("replicas") == status.get("readyReplicas") == wanted)
 
 
+@pytest.mark.short
 def test_a_release_serves_what_it_says(mode: str, deployed: str, load: Load) -> None:
     answered, failed = load.so_far()
 
@@ -34,6 +35,7 @@ def test_a_release_serves_what_it_says(mode: str, deployed: str, load: Load) -> 
     assert failed == Counter()
 
 
+@pytest.mark.short
 def test_a_new_model(mode: str, deployed: str, load: Load) -> None:
     with load.without_a_failure("model update"):
         done = make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-1")
@@ -53,6 +55,7 @@ def test_a_new_image(mode: str, deployed: str, load: Load) -> None:
     assert runs(deployed).contract_sha256 == before.contract_sha256
 
 
+@pytest.mark.short
 def test_a_canary_of_a_model_through_all_steps(mode: str, deployed: str, load: Load) -> None:
     steps = ("AUTO=1", "STEPS=25,50,100", "BAKE=15", "MIN_REQUESTS=100")
 
@@ -64,6 +67,7 @@ def test_a_canary_of_a_model_through_all_steps(mode: str, deployed: str, load: L
     assert not Deployment(NAMESPACE, deployed, "canary").exists()
 
 
+@pytest.mark.short
 def test_a_rollback_brings_back_image_and_model(mode: str, deployed: str, load: Load) -> None:
     before = runs(deployed)
     assert make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-1").returncode == 0
@@ -169,6 +173,7 @@ def test_scale_out_and_in(deployed: str, load: Load) -> None:
             wait_until(partial(has_replicas, deployed, least), SECONDS)
 
 
+@pytest.mark.short
 def test_the_inventory_shows_what_runs(mode: str, deployed: str) -> None:
     done = run("inventory", "FORMAT=json")
 
@@ -200,3 +205,47 @@ def test_what_makes_no_sense_is_refused(mode: str, deployed: str, setting: str) 
 
     assert done.returncode != 0
     assert f"{setting.partition('=')[0]}: expected" in done.stderr
+
+
+# Run in a pod: connect to an address and print the result.
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3).close()
+    print("connected")
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+def connection(pod: str, namespace: str, address: str, port: int) -> str:
+    """Return the result of a TCP connection from inside a pod."""
+    inside = ("exec", pod, f"--namespace={namespace}", "--", "python", "-c", CONNECT)
+    return kubectl(*inside, address, str(port), seconds=30).strip()
+
+
+@pytest.mark.short
+def test_the_network_policy_is_enforced(deployed: str, load: Load) -> None:
+    """Predictions from another namespace work; port 9000 and egress are refused."""
+    pod = Deployment(NAMESPACE, deployed).pods()[0]
+    server, address = pod["metadata"]["name"], pod["status"]["podIP"]
+    client = get(f"pod/{deployed}", f"--namespace={CLIENTS}")["status"]["podIP"]
+    dns = get("service/kube-dns", "--namespace=kube-system")["spec"]["clusterIP"]
+
+    assert connection(deployed, CLIENTS, address, 8000) == "connected"
+    assert connection(deployed, CLIENTS, dns, 53) == "connected"
+    assert connection(deployed, CLIENTS, address, 9000).startswith("refused")
+    # The client has no listener: a policy that lets packets pass gives "Connection refused".
+    assert "timed out" in connection(server, NAMESPACE, client, 8000)
+    assert connection(server, NAMESPACE, dns, 53).startswith("refused")
+
+
+@pytest.mark.short
+def test_a_model_in_an_image_volume(images: str) -> None:
+    assert make("build-model", "model_load", "e2e/1").returncode == 0
+    try:
+        done = make("deploy", "model_load", "e2e/1", "IMAGE_TAG=e2e-1", "SOURCE=image_volume")
+        assert done.returncode == 0, done.stderr
+        assert runs("e2e-model-load").source == "image_volume"
+    finally:
+        assert make("destroy", "model_load", "e2e/1").returncode == 0

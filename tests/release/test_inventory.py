@@ -36,7 +36,7 @@ def inventory(urls: list[str], store: Path | str, form: str) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, "-m", "release", *command],
         env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(ROOT)},
-        cwd=store.parent,
+        cwd=store.parent if isinstance(store, Path) else ROOT,
         capture_output=True,
         text=True,
         check=False,
