@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sklearn.datasets import load_iris
@@ -72,6 +73,7 @@ def _cluster() -> Iterator[None]:
         _kind("create", "cluster", "--name", CLUSTER, "--config", str(config), "--wait=180s")
         if not os.environ.get("REGISTRY"):
             os.environ["LOAD_IMAGE"] = f"kind load docker-image --name {CLUSTER}"
+        kubectl("wait", "--for=condition=Ready", "nodes", "--all", "--timeout=180s", seconds=190)
     try:
         try:
             version = json.loads(kubectl("version", "--output=json"))["serverVersion"]["gitVersion"]
@@ -101,9 +103,15 @@ def _kind(*arguments: str) -> None:
         pytest.exit(f"make e2e: kind {arguments[0]} {arguments[1]}: {done.stderr}", 1)
 
 
+def _taints(node: dict[str, Any]) -> list[str]:
+    """Return the keys of a node's taints, except the one of a node that just became ready."""
+    keys = [taint["key"] for taint in node["spec"].get("taints", [])]
+    return [key for key in keys if key != "node.kubernetes.io/not-ready"]
+
+
 def free_resources() -> tuple[Decimal, Decimal]:
     """Return the CPUs and bytes that no pod requests, on nodes without a taint."""
-    nodes = [node for node in get("nodes")["items"] if not node["spec"].get("taints")]
+    nodes = [node for node in get("nodes")["items"] if not _taints(node)]
     names = {node["metadata"]["name"] for node in nodes}
     running = [
         pod
