@@ -14,9 +14,16 @@ FLOAT, INT64, STRING, BOOL = (
 
 
 def save(path: Path, inputs: Any, outputs: Any, nodes: Any, constants: Any = ()) -> Path:
-    """Write an ONNX file; inputs and outputs are (name, type, shape)."""
+    """Write an ONNX file.
+
+    inputs, outputs: (name, type, shape). nodes: (op type, inputs, outputs) and, where a node has
+    some, a dict of attributes. constants: (name, array).
+    """
     graph = helper.make_graph(
-        [helper.make_node(*node) for node in nodes],
+        [
+            helper.make_node(op_type, before, after, **dict(*attributes))
+            for op_type, before, after, *attributes in nodes
+        ],
         "graph",
         [helper.make_tensor_value_info(*value) for value in inputs],
         [helper.make_tensor_value_info(*value) for value in outputs],

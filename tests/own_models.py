@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from serving.contract import Dtype
-from tests.onnx_files import FLOAT, STRING, save
+from tests.onnx_files import FLOAT, INT64, STRING, save
 from training.own import make_contract
 
 DTYPES: tuple[Dtype, ...] = (
@@ -17,6 +18,54 @@ DTYPES: tuple[Dtype, ...] = (
 
 def _onnx_type(dtype: Dtype) -> int:
     return STRING if dtype == "string" else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+VOCABULARY = 1000
+
+
+def save_text_encoder(path: Path) -> Path:
+    """Write a dynamically quantised int8 text encoder: tokens and their mask to four scores.
+
+    The mask decides which tokens count, and a text without any token has the scores 0.
+    """
+    random = np.random.default_rng(0)
+    width = 32
+    weights = {
+        "embeddings": (VOCABULARY, width),
+        "hidden_weights": (width, width),
+        "score_weights": (width, 4),
+    }
+    save(
+        path / "encoder-float.onnx",
+        [("input_ids", INT64, ["N", "S"]), ("attention_mask", INT64, ["N", "S"])],
+        [("scores", FLOAT, ["N", 4])],
+        [
+            ("Gather", ["embeddings", "input_ids"], ["embedded"]),
+            ("MatMul", ["embedded", "hidden_weights"], ["projected"]),
+            ("Tanh", ["projected"], ["hidden"]),
+            ("Cast", ["attention_mask"], ["mask"], {"to": FLOAT}),
+            ("Unsqueeze", ["mask", "last"], ["mask_of_hidden"]),
+            ("Mul", ["hidden", "mask_of_hidden"], ["masked"]),
+            ("ReduceSum", ["masked", "tokens"], ["sum"], {"keepdims": 0}),
+            ("ReduceSum", ["mask", "tokens"], ["count"]),
+            ("Max", ["count", "one"], ["divisor"]),
+            ("Div", ["sum", "divisor"], ["pooled"]),
+            ("MatMul", ["pooled", "score_weights"], ["scores"]),
+        ],
+        [
+            *((name, random.standard_normal(shape, np.float32)) for name, shape in weights.items()),
+            ("last", np.array([2], np.int64)),
+            ("tokens", np.array([1], np.int64)),
+            ("one", np.array(1, np.float32)),
+        ],
+    )
+    quantize_dynamic(
+        path / "encoder-float.onnx",
+        path / "encoder.onnx",
+        op_types_to_quantize=["MatMul"],
+        weight_type=QuantType.QInt8,
+    )
+    return path / "encoder.onnx"
 
 
 def make_own_models(path: Path) -> Path:

@@ -12,14 +12,13 @@ import onnxruntime
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from rich.console import Console
 
-from serving.contract import ContractMismatch, GoldenRows, Origin, Tensor, nested_lists
+from serving.contract import ContractMismatch, Origin, Tensor
 from serving.verify import session_of, tensors_of
 from training import origin
 from training.artifact import Artifact, Identity, contract_of
 from training.batching import decide
 from training.errors import TrainingError
-from training.export import ATOL, RTOL
-from training.sample import Run, generated, given, refuse_random
+from training.sample import generated, given, refuse_random
 from training.steps import Steps, quiet
 
 # A protobuf message, which an ONNX file is, cannot be larger.
@@ -63,12 +62,19 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
         inputs, outputs = _with_state(inputs, state), _labelled(outputs, labels)
         step.found = f"{_signatures(inputs)} -> {_signatures(outputs)}"
     with steps.step("Run golden rows") as step:
-        run = given(session, inputs, Path(sample)) if sample else generated(session, inputs)
+        run = (
+            given(session, inputs, Path(sample))
+            if sample
+            else generated(session, inputs, _texts_in(model))
+        )
         refuse_random(session, run)
         step.found = run.source
+    for warning in run.notes:
+        steps.warn(f"{warning}. Provide rows of real data: SAMPLE=rows.npz (input name -> array)")
     with steps.step("See whether requests may share a run") as step:
-        shared, why = decide(session, inputs, outputs, run.inputs, batching)
-        step.found = f"{'yes' if shared else 'no'}: {why}"
+        op_types = (node.op_type for node in _nodes_in(onnx.load_model_from_string(model)))
+        decision = decide(session, inputs, outputs, run, op_types=op_types, override=batching)
+        step.found = decision.text
     contract = contract_of(
         identity,
         model,
@@ -76,8 +82,8 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
         owner=origin.owner(owner),
         inputs=inputs,
         outputs=outputs,
-        batching=shared,
-        golden=_golden(run),
+        batching=decision.batching,
+        golden=run.golden_rows([*decision.notes, *run.notes]),
         origin=Origin(
             command=origin.make_command(
                 "contract", ONNX=onnx_file, SAMPLE=sample, LABELS=labels, STATE=state,
@@ -130,13 +136,31 @@ def _refuse_missing(**variables: object) -> None:
 def _tensors_in(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every constant of a model, those of its functions and inner graphs included."""
     yield from model.graph.initializer
-    nodes = [*model.graph.node, *(node for inner in model.functions for node in inner.node)]
-    while nodes:
-        for attribute in nodes.pop().attribute:
+    for node in _nodes_in(model):
+        for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
             for graph in (attribute.g, *attribute.graphs):
                 yield from graph.initializer
+
+
+def _nodes_in(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node of a model, those of its functions and inner graphs included."""
+    nodes = [*model.graph.node, *(node for inner in model.functions for node in inner.node)]
+    while nodes:
+        node = nodes.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
                 nodes += graph.node
+
+
+def _texts_in(model: bytes) -> list[str]:
+    """Return the strings that a model contains, such as the categories of an encoder."""
+    described = onnx.load_model_from_string(model)
+    texts = [text for tensor in _tensors_in(described) for text in tensor.string_data]
+    for node in _nodes_in(described):
+        texts += [text for attribute in node.attribute for text in attribute.strings]
+    return list(dict.fromkeys(text.decode(errors="replace") for text in texts))
 
 
 def _refuse_too_large(path: Path, size_bytes: int, outside: list[onnx.TensorProto]) -> None:
@@ -219,13 +243,3 @@ def _labelled(outputs: tuple[Tensor, ...], labels: str | None) -> tuple[Tensor, 
 
 def _signatures(tensors: tuple[Tensor, ...]) -> str:
     return ", ".join(f'"{tensor.name}" {tensor.signature}' for tensor in tensors)
-
-
-def _golden(run: Run) -> GoldenRows:
-    return GoldenRows(
-        source=run.source,
-        inputs={name: nested_lists(array) for name, array in run.inputs.items()},
-        outputs={name: nested_lists(array) for name, array in run.outputs.items()},
-        rtol=RTOL,
-        atol=ATOL,
-    )

@@ -1,38 +1,83 @@
-"""Golden rows for a model that came without data: given by its owner, or generated.
+"""Golden rows for a model that came without data: rows of a file, or generated ones.
 
-Used by own.py. The rows run through the model here; what the model answers becomes the
-contract's promise.
+A server is ready once it reproduces the golden rows, so they must exercise the graph: an attention
+mask of zeros hides the rest of a text model.
 """
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnxruntime
 
-from serving.contract import Array, Tensor, dimensions, numpy_dtype
+from serving.contract import Array, GoldenRows, Tensor, dimensions, nested_lists, numpy_dtype
 from serving.verify import agree
 from training.errors import TrainingError
 from training.export import ATOL, RTOL
+from training.inputs import (
+    SEED,
+    Arrays,
+    Inputs,
+    Shape,
+    accepted_values,
+    perturbed,
+    run_model,
+    try_run,
+    uniform,
+    varied,
+)
 
-SEED = 0
-SIZES = (1, 32, 256)
-Arrays = dict[str, Array]
+# 1 is last: over a single token or column a softmax is always 1.
+SIZES = (8, 32, 256, 1)
+GOLDEN_ROWS = 4
+# With more inputs and outputs than this, only one row is generated: people read contracts.
+MAX_GOLDEN_VALUES = 10_000
+# The factors by which inputs are perturbed: a class label may change only for large values.
+_SCALES = (1.0, 1.0, 10.0, 100.0, 1e3, 1e4, 0.01)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Inputs of a model with the outputs it gave, by name, and where the inputs come from."""
+    """Golden rows: inputs of a model with the outputs that it returned, by name."""
 
     inputs: Arrays
     outputs: Arrays
+    # Where the inputs come from.
     source: str
+    # The outputs that the rows do not verify, by name, with the reason.
+    unverified: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, session: onnxruntime.InferenceSession, inputs: Inputs, arrays: Arrays, source: str
+    ) -> Self:
+        """Run a model; raises whatever onnxruntime raises."""
+        outputs = run_model(session, arrays)
+        return cls(arrays, outputs, source, _unverified(session, inputs, arrays, outputs))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the contract must say if the rows verify no output at all."""
+        if len(self.unverified) < len(self.outputs):
+            return []
+        return [f"the golden rows verify nothing: {', '.join(self.unverified.values())}"]
+
+    def golden_rows(self, notes: Iterable[str]) -> GoldenRows:
+        """Return the golden rows of a contract; notes are appended to the source."""
+        return GoldenRows(
+            source="; ".join([self.source, *notes]),
+            inputs={name: nested_lists(array) for name, array in self.inputs.items()},
+            outputs={name: nested_lists(array) for name, array in self.outputs.items()},
+            rtol=RTOL,
+            atol=ATOL,
+        )
 
 
-def given(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...], path: Path) -> Run:
+def given(session: onnxruntime.InferenceSession, inputs: Inputs, path: Path) -> Run:
     """Run the arrays of an .npz file, one for each input; optional ones may be missing.
 
     Raises TrainingError that names every array that is missing, unknown, of another dtype
@@ -61,55 +106,83 @@ def given(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...], pat
     if wrong:
         raise TrainingError(f"{path}: {'; '.join(wrong)}")
     try:
-        return Run(arrays, _run(session, arrays), path.name)
+        return Run.of(session, inputs, arrays, path.name)
     except Exception as error:
         raise TrainingError(f"{path}: the model does not run with it: {_line(error)}") from error
 
 
-def generated(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> Run:
-    """Run inputs that only the shapes and SEED decide; optional ones are left out.
+def generated(
+    session: onnxruntime.InferenceSession, inputs: Inputs, texts: Sequence[str] = ()
+) -> Run:
+    """Run inputs that are made from the shapes, SEED, and the values that the model accepts.
 
-    Leading dynamic dimensions are 1, the others the first of SIZES that runs. Floats are
-    standard normal, integers 0, bools false, strings empty. Raises TrainingError with
-    onnxruntime's reason when none runs.
+    texts: strings that the model knows, such as categories. Leading dynamic dimensions are
+    GOLDEN_ROWS, or 1 if that does not run or is large; other dynamic dimensions are the first of
+    SIZES that runs. Optional inputs are left out. Raises TrainingError with the reasons of
+    onnxruntime if no size runs.
     """
     inputs = tuple(tensor for tensor in inputs if not tensor.optional)
-    reasons = []
-    tried: list[list[tuple[int, ...]]] = []
+    reasons: dict[str, str] = {}
     for size in SIZES:
-        shapes = _shapes(inputs, size)
-        if shapes in tried:
-            continue
-        tried.append(shapes)
-        arrays = _values(inputs, shapes)
-        try:
-            return Run(arrays, _run(session, arrays), f"generated, seed {SEED}")
-        except Exception as error:  # noqa: BLE001 - onnxruntime has no base class for its errors
-            shown = ", ".join(
-                f"{tensor.name}{dimensions(list(shape))}"
-                for tensor, shape in zip(inputs, shapes, strict=True)
-            )
-            reasons.append(f"\n  - {shown}: {_line(error)}")
+        shapes = _shapes(inputs, 1, size)
+        shown = ", ".join(
+            f"{tensor.name}{dimensions(list(shape))}"
+            for tensor, shape in zip(inputs, shapes, strict=True)
+        )
+        for value in (1, 0) if shown not in reasons else ():
+            running = uniform(inputs, shapes, value)
+            try:
+                run_model(session, running)
+            except Exception as error:  # noqa: BLE001 - onnxruntime has no base class for its errors
+                reasons[shown] = _line(error)
+                continue
+            arrays = _exercising(session, inputs, size, running, texts)
+            return Run.of(session, inputs, arrays, f"generated, seed {SEED}")
+    listed = "".join(f"\n  - {shown}: {reason}" for shown, reason in reasons.items())
     raise TrainingError(
-        "the model runs with none of the inputs that its shapes suggest. Give real ones with "
-        f"SAMPLE=rows.npz (input name -> array).{''.join(reasons)}"
+        "the model runs with none of the inputs that its shapes suggest. Provide real rows with "
+        f"SAMPLE=rows.npz (input name -> array).{listed}"
+    )
+
+
+def same(output: Array, expected: Array) -> bool:
+    """Return whether two outputs have the same shape, and values within the tolerance."""
+    return output.shape == expected.shape and bool(
+        agree(output, expected, rtol=RTOL, atol=ATOL).all()
     )
 
 
 def refuse_random(session: onnxruntime.InferenceSession, run: Run) -> None:
     """Raise TrainingError when the model answers the same rows differently a second time."""
-    again = _run(session, run.inputs)
-    random = [
-        f'"{name}"'
-        for name, answer in run.outputs.items()
-        if answer.shape != again[name].shape
-        or not agree(again[name], answer, rtol=RTOL, atol=ATOL).all()
-    ]
+    again = run_model(session, run.inputs)
+    random = [f'"{name}"' for name, output in run.outputs.items() if not same(again[name], output)]
     if random:
         raise TrainingError(
             f"expected the same answer to the same rows, got another one in {', '.join(random)}: "
             "export the model for inference, without random nodes such as dropout"
         )
+
+
+def _unverified(
+    session: onnxruntime.InferenceSession, inputs: Inputs, arrays: Arrays, outputs: Arrays
+) -> dict[str, str]:
+    """Return the outputs that a run does not verify, by name, with the reason.
+
+    NaN agrees with NaN, whatever the cause. An output that is the same for all inputs does not
+    show that a server computes it. A model without inputs has one output only.
+    """
+    if not any(array.size for array in arrays.values()):
+        return {}
+    random = np.random.default_rng(SEED)
+    tried = (try_run(session, perturbed(inputs, arrays, scale, random)) for scale in _SCALES)
+    others = [other for other in tried if other is not None]
+    reasons = {}
+    for name, output in outputs.items():
+        if output.size and output.dtype.kind == "f" and np.isnan(output).all():
+            reasons[name] = f'output "{name}" is NaN'
+        elif others and all(same(other[name], output) for other in others):
+            reasons[name] = f'output "{name}" does not depend on the input'
+    return reasons
 
 
 def _read(path: Path) -> Arrays:
@@ -141,14 +214,14 @@ def _fits(tensor: Tensor, array: Array, sizes: dict[str, int]) -> bool:
     )
 
 
-def _shapes(inputs: tuple[Tensor, ...], size: int) -> list[tuple[int, ...]]:
-    """Return a size for each dimension; dynamic ones of one name are of one size."""
+def _shapes(inputs: Inputs, rows: int, size: int) -> list[Shape]:
+    """Return a size for each dimension; dynamic dimensions of one name have one size."""
     leading = {tensor.shape[0] for tensor in inputs if tensor.shape}
     return [
         tuple(
             promised
             if isinstance(promised, int)
-            else 1
+            else rows
             if position == 0 or (promised is not None and promised in leading)
             else size
             for position, promised in enumerate(tensor.shape)
@@ -157,25 +230,27 @@ def _shapes(inputs: tuple[Tensor, ...], size: int) -> list[tuple[int, ...]]:
     ]
 
 
-def _values(inputs: tuple[Tensor, ...], shapes: list[tuple[int, ...]]) -> Arrays:
-    random = np.random.default_rng(SEED)
-    values: Arrays = {}
-    for tensor, shape in zip(inputs, shapes, strict=True):
-        dtype = numpy_dtype(tensor.dtype)
-        if dtype.kind == "f":
-            values[tensor.name] = random.standard_normal(shape).astype(dtype)
-        else:
-            values[tensor.name] = np.full(shape, "" if tensor.dtype == "string" else 0, dtype)
-    return values
+def _exercising(
+    session: onnxruntime.InferenceSession,
+    inputs: Inputs,
+    size: int,
+    running: Arrays,
+    texts: Sequence[str],
+) -> Arrays:
+    """Return several rows, or one row, of all values that the inputs accept.
 
-
-def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> Arrays:
-    options = onnxruntime.RunOptions()
-    # Only here: a size that does not run is expected, and its reason is in the exception.
-    options.log_severity_level = 4
-    names = [output.name for output in session.get_outputs()]
-    outputs = session.run(names, inputs, options)
-    return dict(zip(names, map(np.asarray, outputs), strict=True))
+    running: one row that runs. It is the result if no other row runs.
+    """
+    accepted = accepted_values(session, inputs, running, texts)
+    for rows in (GOLDEN_ROWS, 1):
+        arrays = varied(inputs, _shapes(inputs, rows, size), accepted)
+        outputs = try_run(session, arrays)
+        if outputs is None:
+            continue
+        values = sum(array.size for array in (*arrays.values(), *outputs.values()))
+        if rows == 1 or values <= MAX_GOLDEN_VALUES:
+            return arrays
+    return running
 
 
 def _line(error: Exception) -> str:

@@ -40,6 +40,10 @@ class Steps:
         begun = f"{line}: " if self._console.is_terminal else ""
         self._print(f"{begun}{step.found} ({seconds:.2f} s)")
 
+    def warn(self, text: str) -> None:
+        """Show a warning in a line of its own, between two steps."""
+        self._print(f"warning: {text}")
+
     def show(self, facts: dict[str, str]) -> None:
         """Show facts one a line, in two columns."""
         width = max(len(name) for name in facts)

@@ -16,7 +16,6 @@ from serving.contract import (
     GoldenRows,
     Origin,
     Tensor,
-    nested_lists,
 )
 from serving.contract import Dataset as Trained
 from serving.verify import session_of, tensors_of
@@ -26,8 +25,9 @@ from training.artifact import Artifact, Identity, contract_of
 from training.batching import decide
 from training.dataset import Dataset
 from training.errors import TrainingError
-from training.export import ATOL, INPUT, RTOL, Float32Array, check_agreement, to_onnx
+from training.export import INPUT, Float32Array, check_agreement, to_onnx
 from training.pipeline import Split
+from training.sample import Run
 from training.steps import Steps, quiet
 
 GOLDEN_ROWS = 8
@@ -131,7 +131,7 @@ def _make(  # noqa: PLR0913 - the facts that only the caller knows
     with steps.step("Compare ONNX Runtime with scikit-learn") as step:
         agreement = check_agreement(loaded, fitted, model, data.held_out_rows)
         step.found = _differ(agreement)
-    inputs, outputs, batching, golden = _described(loaded, model, _golden_rows(data, loaded))
+    inputs, outputs, batching, golden = _described(loaded, model, _golden_rows(data, loaded), steps)
     contract = contract_of(
         identity,
         model,
@@ -154,23 +154,22 @@ def _make(  # noqa: PLR0913 - the facts that only the caller knows
 
 
 def _described(
-    loaded: Dataset, model: bytes, rows: Float32Array
+    loaded: Dataset, model: bytes, rows: Float32Array, steps: Steps
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], bool, GoldenRows]:
-    """Return a model's tensors with their columns' meaning, batching, and golden rows."""
+    """Return a model's tensors with the meaning of their columns, batching, and golden rows.
+
+    Shows a warning if the golden rows verify nothing or requests may not share a run.
+    """
     session = session_of(model)
     (into,), (out,) = tensors_of(session)
     into = Tensor(**{**into.model_dump(), "features": loaded.features})
     out = Tensor(**{**out.model_dump(), "labels": loaded.labels})
-    (answers,) = session.run([out.name], {INPUT: rows})
-    golden = GoldenRows(
-        source=f"{len(rows)} held-out rows of {loaded.name}",
-        inputs={into.name: nested_lists(rows)},
-        outputs={out.name: nested_lists(answers)},
-        rtol=RTOL,
-        atol=ATOL,
-    )
-    batching, _ = decide(session, (into,), (out,), {INPUT: rows})
-    return (into,), (out,), batching, golden
+    run = Run.of(session, (into,), {INPUT: rows}, f"{len(rows)} held-out rows of {loaded.name}")
+    decision = decide(session, (into,), (out,), run)
+    notes = [*decision.notes, *run.notes]
+    for note in notes:
+        steps.warn(note)
+    return (into,), (out,), decision.batching, run.golden_rows(notes)
 
 
 def _golden_rows(data: Split, loaded: Dataset) -> Float32Array:

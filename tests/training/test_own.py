@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from skl2onnx import to_onnx
-from sklearn.linear_model import LogisticRegression
+from skl2onnx.common.data_types import StringTensorType
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from serving.contract import Contract, read_contract
 from serving.verify import differences
@@ -38,6 +41,16 @@ def needs(tmp_path: Path, columns: int) -> Path:
         [("y", FLOAT, ["N", 1])],
         [("MatMul", ["x", "w"], ["y"])],
         [("w", np.ones((columns, 1), dtype=np.float32))],
+    )
+
+
+def needs_image(tmp_path: Path) -> Path:
+    """A model of images, float32[N,3,64,64]."""
+    return save(
+        tmp_path / "image.onnx",
+        [("x", FLOAT, ["N", 3, 64, 64])],
+        [("y", FLOAT, ["N", 3, 1, 1])],
+        [("GlobalAveragePool", ["x"], ["y"])],
     )
 
 
@@ -72,14 +85,31 @@ def test_generated_rows_are_the_same_every_time(linear: Path, tmp_path: Path) ->
     one, two = (describe(linear, tmp_path / store) for store in ("a", "b"))
     assert one == two
     assert one.golden.source == "generated, seed 0"
-    assert one.golden_inputs()["x"].shape == (1, 2)
-    assert one.golden_inputs()["x"].any()
+    assert one.golden_inputs()["x"].shape == (4, 2)
+    assert one.golden_inputs()["x"].all()
 
 
-@pytest.mark.parametrize("columns", [1, 32, 256])
+@pytest.mark.parametrize("columns", [1, 8, 32, 256])
 def test_a_dynamic_dimension_gets_the_first_size_that_runs(columns: int, tmp_path: Path) -> None:
     contract = describe(needs(tmp_path, columns), tmp_path / "store")
-    assert contract.golden_inputs()["x"].shape == (1, columns)
+    assert contract.golden_inputs()["x"].shape == (4, columns)
+
+
+def test_large_rows_give_one_golden_row(tmp_path: Path) -> None:
+    """People read contracts, and servers run the golden rows when they start."""
+    contract = describe(needs_image(tmp_path), tmp_path / "store")
+    assert contract.golden_inputs()["x"].shape == (1, 3, 64, 64)
+
+
+def test_a_model_of_single_rows_gives_one_golden_row(tmp_path: Path) -> None:
+    model = save(
+        tmp_path / "single.onnx",
+        [("x", FLOAT, ["N", 2])],
+        [("y", FLOAT, ["N", 2])],
+        [("Reshape", ["x", "shape"], ["y"])],
+        [("shape", np.array([1, 2], np.int64))],
+    )
+    assert describe(model, tmp_path / "store").golden_inputs()["x"].shape == (1, 2)
 
 
 def test_when_no_size_runs_a_sample_is_asked_for(
@@ -89,15 +119,15 @@ def test_when_no_size_runs_a_sample_is_asked_for(
         describe(needs(tmp_path, 77), tmp_path / "store")
     message = str(raised.value)
     assert "SAMPLE=rows.npz" in message
-    for tried in ("x[1,1]: ", "x[1,32]: ", "x[1,256]: "):
+    for tried in ("x[1,8]: ", "x[1,32]: ", "x[1,256]: ", "x[1,1]: "):
         assert tried in message
-    assert message.count("MatMul dimension mismatch") == 3
+    assert message.count("MatMul dimension mismatch") == 4
     assert not (tmp_path / "store").exists()
     assert capfd.readouterr() == ("", "")
 
 
 def test_dimensions_of_one_name_get_one_size_and_every_type_a_value(tmp_path: Path) -> None:
-    """Text models take ids and a mask of the same length; a zero is always a valid id."""
+    """Text models take ids and a mask of the same length."""
     model = save(
         tmp_path / "text.onnx",
         [
@@ -112,7 +142,7 @@ def test_dimensions_of_one_name_get_one_size_and_every_type_a_value(tmp_path: Pa
             ("flag_out", BOOL, []),
         ],
         [
-            ("Cast", ["ids"], ["as_float"]),
+            ("Cast", ["ids"], ["as_float"], {"to": FLOAT}),
             ("Add", ["as_float", "mask"], ["added"]),
             ("Mul", ["added", "w"], ["sum"]),
             ("Identity", ["names"], ["names_out"]),
@@ -120,14 +150,80 @@ def test_dimensions_of_one_name_get_one_size_and_every_type_a_value(tmp_path: Pa
         ],
         [("w", np.ones((1, 32), dtype=np.float32))],
     )
-    text = onnx.load(model)
-    text.graph.node[0].attribute.append(helper.make_attribute("to", FLOAT))
-    model.write_bytes(text.SerializeToString())
     golden = describe(model, tmp_path / "store").golden_inputs()
-    assert golden["ids"].tolist() == [[0]]
-    assert golden["mask"].shape == (1, 1)
-    assert golden["names"].tolist() == [""]
-    assert golden["flag"].tolist() is False
+    assert golden["ids"].shape == golden["mask"].shape == (4, 32)
+    assert {"", "some text"} <= set(golden["names"])
+    assert golden["flag"].tolist() is True
+
+
+@pytest.mark.parametrize("words", [1, 2, 7, 30_000])
+def test_generated_tokens_are_in_the_vocabulary(words: int, tmp_path: Path) -> None:
+    """Larger ids do not run. At least half of the vocabulary is used."""
+    model = save(
+        tmp_path / "embedding.onnx",
+        [("ids", INT64, ["N", "S"])],
+        [("y", FLOAT, ["N", "S"])],
+        [("Gather", ["table", "ids"], ["y"])],
+        [("table", np.arange(words, dtype=np.float32))],
+    )
+    ids = describe(model, tmp_path / "store").golden_inputs()["ids"]
+    assert ids.shape == (4, 8)
+    assert ids.min() == 0
+    assert (words - 1) // 2 <= ids.max() < words
+
+
+@pytest.mark.parametrize(("name", "kind"), [("attention_mask", INT64), ("keep", BOOL)])
+@pytest.mark.parametrize("rows", ["N", 1])
+def test_generated_masks_and_booleans_have_both_values(
+    tmp_path: Path, name: str, kind: int, rows: Any
+) -> None:
+    """A mask of zeros hides the rest of the model."""
+    model = save(
+        tmp_path / "mask.onnx",
+        [(name, kind, [rows, "S"])],
+        [("y", FLOAT, [rows, "S"])],
+        [("Cast", [name], ["y"], {"to": FLOAT})],
+    )
+    golden = describe(model, tmp_path / "store").golden_inputs()[name]
+    assert set(golden.ravel().tolist()) == {0, 1}
+
+
+def test_generated_integers_are_not_zero_where_zeros_do_not_run(tmp_path: Path) -> None:
+    """A length, for example, may have to be positive."""
+    model = save(
+        tmp_path / "lengths.onnx",
+        [("lengths", INT64, ["N"])],
+        [("y", FLOAT, ["N"])],
+        [("Sub", ["lengths", "four"], ["index"]), ("Gather", ["table", "index"], ["y"])],
+        # Of three values: the indices -3 to 2 exist.
+        [("four", np.array(4, np.int64)), ("table", np.arange(3, dtype=np.float32))],
+    )
+    lengths = describe(model, tmp_path / "store").golden_inputs()["lengths"]
+    assert set(lengths.tolist()) == {1, 2, 3}
+
+
+def test_generated_strings_are_categories_of_the_model(tmp_path: Path) -> None:
+    """All unknown categories give the same output."""
+    colours = np.array([["red"], ["green"]], object)
+    fitted = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LinearRegression())
+    fitted.fit(colours, [1, 2])
+    types = [("colour", StringTensorType([None, 1]))]
+    model = to_onnx(fitted, initial_types=types, target_opset={"": 17, "ai.onnx.ml": 3})
+    (tmp_path / "colours.onnx").write_bytes(model.SerializeToString())
+    golden = describe(tmp_path / "colours.onnx", tmp_path / "store").golden
+    assert {"red", "green"} & {text for (text,) in golden.inputs["colour"]}
+    assert golden.source == "generated, seed 0"
+
+
+def test_generated_strings_are_numbers_where_the_model_reads_numbers(tmp_path: Path) -> None:
+    model = save(
+        tmp_path / "numbers.onnx",
+        [("text", STRING, ["N"])],
+        [("y", FLOAT, ["N"])],
+        [("Cast", ["text"], ["y"], {"to": FLOAT})],
+    )
+    contract = describe(model, tmp_path / "store")
+    assert set(contract.golden.inputs["text"]) == {"1", "2.5"}
 
 
 def test_the_leading_dimension_has_one_size_wherever_its_name_stands(tmp_path: Path) -> None:
@@ -140,8 +236,8 @@ def test_the_leading_dimension_has_one_size_wherever_its_name_stands(tmp_path: P
         [("w", np.ones((32, 1), dtype=np.float32))],
     )
     golden = describe(model, tmp_path / "store").golden_inputs()
-    assert golden["x"].shape == (1, 32)
-    assert golden["weights"].shape == (2, 1)
+    assert golden["x"].shape == (4, 32)
+    assert golden["weights"].shape == (2, 4)
 
 
 def test_a_sample_becomes_the_golden_rows(linear: Path, tmp_path: Path) -> None:

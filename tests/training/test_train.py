@@ -1,11 +1,13 @@
 """Whole trainings: data in, an artifact in a store out."""
 
+import io
 import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from serving.contract import read_contract
 from serving.verify import differences, open_session
@@ -136,6 +138,27 @@ def test_a_classification_of_two_labels_answers_a_column_for_each(tmp_path: Path
         "setosa",
         "versicolor",
     ]
+
+
+def test_a_model_that_ignores_its_features_is_reported(tmp_path: Path) -> None:
+    """A feature of one value explains nothing, and any server would pass the golden rows."""
+    data = tmp_path / "a.csv"
+    data.write_text("x,y\n" + "1,a\n1,b\n" * 8)
+    shown = io.StringIO()
+
+    path = train(
+        data=data, target="y", name="flat", version="1", store=tmp_path, console=Console(file=shown)
+    )
+
+    contract = read_contract(Path(path))
+    constant = 'output "probabilities" does not depend on the input'
+    assert contract.batching is False
+    assert contract.golden.source == (
+        f"4 held-out rows of a.csv; batching is off: {constant}; "
+        f"the golden rows verify nothing: {constant}"
+    )
+    assert f"warning: batching is off: {constant}\n" in shown.getvalue()
+    assert f"warning: the golden rows verify nothing: {constant}\n" in shown.getvalue()
 
 
 def test_a_regression_on_a_csv_file_has_no_labels(tmp_path: Path) -> None:
