@@ -76,7 +76,11 @@ def decide(  # noqa: PLR0913 - everything that is known about the model
     if why_not:
         return Decision(batching=False, reason=why_not, tried=True)
     about = f"{inputs[0].name} {inputs[0].signature}"
-    return Decision(batching=True, reason=f"each row's answer is its own; {about}", tried=True)
+    return Decision(
+        batching=True,
+        reason=f"each row gets the same outputs alone and beside other rows; {about}",
+        tried=True,
+    )
 
 
 @dataclass(frozen=True)
