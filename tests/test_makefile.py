@@ -18,7 +18,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 VARIABLES = re.findall(r"^(?:export )?([A-Z_]+) *[:?]?=", MAKEFILE, re.MULTILINE)
 TARGETS = re.findall(r"^([a-z0-9-]+):.*##", MAKEFILE, re.MULTILINE)
 # Variables that switch an option on or off: their values reach no program.
-FLAGS = {"AUTO", "CHECK", "UPGRADE", "YES"}
+FLAGS = {"AUTO", "CHECK", "UPGRADE", "YES", "SHORT"}
 # Variables that programs read from the environment.
 ENVIRONMENT = {"DOCKER", "EVICT_IMAGE"}
 # Variables that hold several values, separated by spaces.
