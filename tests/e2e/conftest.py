@@ -70,6 +70,8 @@ def _cluster() -> Iterator[None]:
         config = Path(__file__).with_name("kind.yaml")
         # The nodes mount it, so it must exist.
         STORE.mkdir(exist_ok=True)
+        # Of a run that was killed; without such a cluster this does nothing.
+        _kind("delete", "cluster", "--name", CLUSTER)
         _kind("create", "cluster", "--name", CLUSTER, "--config", str(config), "--wait=180s")
         if not os.environ.get("REGISTRY"):
             os.environ["LOAD_IMAGE"] = f"kind load docker-image --name {CLUSTER}"
