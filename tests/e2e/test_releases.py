@@ -57,7 +57,8 @@ def test_a_new_image(mode: str, deployed: str, load: Load) -> None:
 
 @pytest.mark.short
 def test_a_canary_of_a_model_through_all_steps(mode: str, deployed: str, load: Load) -> None:
-    steps = ("AUTO=1", "STEPS=25,50,100", "BAKE=15", "MIN_REQUESTS=100")
+    # In 15 s a fresh replica of six was sent 111 requests on two cores: too near to the minimum.
+    steps = ("AUTO=1", "STEPS=25,50,100", "BAKE=25", "MIN_REQUESTS=100")
 
     with load.without_a_failure("canary through all steps"):
         done = make("canary", mode, "e2e/1", "IMAGE_TAG=e2e-2", *steps)
