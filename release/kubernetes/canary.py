@@ -15,7 +15,7 @@ import httpx
 
 from release.kubernetes import golden
 from release.kubernetes.deploy import ROLLOUT_SECONDS, apply, contract_of, settle
-from release.kubernetes.deployment import Deployment, is_ready
+from release.kubernetes.deployment import Deployment, RolloutError, is_ready
 from release.kubernetes.golden import WrongAnswer
 from release.kubernetes.judge import Counts, worse
 from release.kubernetes.kubectl import ClusterError
@@ -170,28 +170,30 @@ class Canary:
             self.stable.wait(ROLLOUT_SECONDS)
             with PortForwards(self.deployment.namespace) as pods:
                 self._ask_golden_rows(pods, manifests.contract)
-        except (ClusterError, WrongAnswer) as error:
+        except (RolloutError, WrongAnswer) as error:
             print(self.deployment.report(), file=sys.stderr)
             self.abort([str(error)])
             raise ClusterError(f"{self.deployment.name}: aborted: {error}") from None
 
     def _ask_golden_rows(self, pods: PortForwards, contract: Contract, least: float = 0.0) -> None:
-        """Check the golden rows of the canary and of the stable release on each of its pods.
+        """Check the golden rows of the canary on each of its pods.
 
-        Raises WrongAnswer, and ClusterError if a pod cannot be reached.
+        least: share of the stable release's golden rows on which each pod must agree. Raises
+        WrongAnswer, and ClusterError if a pod cannot be reached, which says nothing about it.
         """
-        served = contract_of(self.stable.current(), self._store)
-        for pod in self.deployment.pods():
-            name = pod["metadata"]["name"]
-            pods.ask(name, HTTP, partial(golden.check, contract=contract))
-            if not served or not least:
-                continue
-            share = pods.ask(name, HTTP, partial(golden.agreement, contract=served))
-            if share < least:
-                raise WrongAnswer(
-                    f"golden rows of {served.name}/{served.version}: it agrees on "
-                    f"{share:.0%}, expected {least:.0%}"
-                )
+        served = contract_of(self.stable.current(), self._store) if least else None
+        for name in self._pod_names():
+            try:
+                pods.ask(name, HTTP, partial(golden.check, contract=contract))
+                if served:
+                    pods.ask(name, HTTP, partial(_check_agreement, contract=served, least=least))
+            except (WrongAnswer, ClusterError):
+                # The autoscaler may have removed the pod meanwhile.
+                if name in self._pod_names():
+                    raise
+
+    def _pod_names(self) -> list[str]:
+        return [pod["metadata"]["name"] for pod in self.deployment.pods()]
 
     def _bake(self, contract: Contract, trial: Trial) -> None:
         """Watch a step. Raises ClusterError when it was aborted, and InconclusiveError."""
@@ -221,8 +223,8 @@ class Canary:
         while True:
             try:
                 self._ask_golden_rows(pods, contract, trial.agreement)
-            except (WrongAnswer, ClusterError) as error:
-                return [str(error)]
+            except WrongAnswer as wrong:
+                return [str(wrong)]
             if lost := canary.lost(self.deployment.pods()):
                 return lost
             left = deadline - time.monotonic()
@@ -260,6 +262,16 @@ class _Watched:
             for name, restarts in self._restarts.items()
             if name in there and (_restarts(there[name]) > restarts or not is_ready(there[name]))
         ]
+
+
+def _check_agreement(url: str, contract: Contract, least: float) -> None:
+    """Raise WrongAnswer if a server agrees on a smaller share of a contract's golden rows."""
+    share = golden.agreement(url, contract)
+    if share < least:
+        raise WrongAnswer(
+            f"golden rows of {contract.name}/{contract.version}: it agrees on {share:.0%}, "
+            f"expected {least:.0%}"
+        )
 
 
 def _restarts(pod: dict[str, Any]) -> int:
