@@ -37,7 +37,7 @@ def _scan(scanner: Sequence[str], sbom: Path) -> list[Finding]:
     done = run([word.format(sbom) for word in scanner], _SECONDS)
     if done.returncode not in (0, 1) or not done.stdout:  # 1: osv-scanner found vulnerabilities
         raise AuditError(f"exit status {done.returncode}: {done.stderr.strip()[-200:]}")
-    results = [one for run in json.loads(done.stdout)["runs"] for one in run["results"] or ()]
-    texts = {f"{one['ruleId']}: {' '.join(one['message']['text'].split())}" for one in results}
+    results = [hit for run in json.loads(done.stdout)["runs"] for hit in run["results"] or ()]
+    texts = {f"{hit['ruleId']}: {' '.join(hit['message']['text'].split())}" for hit in results}
     name = sbom.name.removesuffix(".cdx.json")
     return [Finding("image", name, text, [str(sbom)]) for text in sorted(texts)]

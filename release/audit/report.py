@@ -33,8 +33,8 @@ def exit_status(result: Check) -> int:
 
 def show(result: Check) -> None:
     """Print the findings, what was checked with which service, and the verdict."""
-    for one in result.findings:
-        print(f"{one.name} {one.version}: {one.problem} ({', '.join(one.where)})")
+    for finding in result.findings:
+        print(f"{finding.name} {finding.version}: {finding.problem} ({', '.join(finding.where)})")
     print(*result.notes, _verdict(result), sep="\n")
 
 

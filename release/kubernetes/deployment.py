@@ -238,7 +238,7 @@ class Deployment:
         select = f"--selector=kubernetes.io/service-name={self.instance}"
         slices = get("endpointslices", select, *self._in)["items"]
         # `endpoints` is null in a slice without any.
-        endpoints = [one for part in slices for one in part.get("endpoints") or ()]
+        endpoints = [endpoint for part in slices for endpoint in part.get("endpoints") or ()]
         return {
             endpoint["targetRef"]["name"]
             for endpoint in endpoints

@@ -1,4 +1,4 @@
-"""The log: one JSON object a line, without secrets whoever wrote the record."""
+"""The log: each line is a JSON object without secrets, also in records of libraries."""
 
 import json
 import logging
