@@ -185,6 +185,8 @@ def _see_it_predict(deployment: Deployment, contract: Contract | None) -> None:
 
 def _check_replicas(deployment: Deployment, contract: Contract | None, pods: PortForwards) -> None:
     replicas = {pod["metadata"]["name"] for pod in deployment.pods()}
+    if not replicas:
+        raise WrongAnswer(f"{deployment.name}: expected replicas that predict, got none")
     if missing := replicas - deployment.routed_pods():
         raise WrongAnswer(
             f"Service {deployment.instance}: expected to route to every replica, does not route "

@@ -225,13 +225,15 @@ def test_commands_act_on_the_release_of_an_older_version_if_it_is_of_the_model(
 def test_a_deployment_updates_the_release_of_an_older_version_in_place(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, holder: str, acts_on: str
 ) -> None:
-    """It ends at the first prediction: this kubectl has no proxy."""
+    """It ends where predictions are checked: this cluster has no pods."""
     cluster.deploy(SHARED, f"{holder}/1")
     cluster.deploy(acts_on, "my_model/1")
     monkeypatch.setattr(Release, "of", lambda *_: None)
     monkeypatch.setattr(commands, "pair", lambda *_: manifests(NAMESPACE, "my_model"))
 
-    with pytest.raises(SystemExit, match="kubectl proxy"):
+    monkeypatch.setattr("release.kubernetes.deploy._SETTLE_SECONDS", 0)
+
+    with pytest.raises(SystemExit, match="expected replicas that predict, got none"):
         commands.deploy("model_load", Path("models/my_model/1"), "models", NAMESPACE, "", Path())
 
     (deployment,) = (stdin for (verb, *_), stdin in cluster.commands() if verb == "replace")
