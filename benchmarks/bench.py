@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.interleave import Contender
 from benchmarks.load import Ask, Load
 from benchmarks.machine import Cores
 from benchmarks.systems import Server, System
-from benchmarks.turns import Contender
 
 CONNECTIONS = 64
 FEWER_CONNECTIONS = 8  # where a body is large

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from benchmarks.bench import FEWER_CONNECTIONS, Bench
 from benchmarks.goals import Measured
+from benchmarks.interleave import again_and_again, take_turns
 from benchmarks.load import Ask
 from benchmarks.machine import ProcessTree
 from benchmarks.samples import FEATURES, ROW
 from benchmarks.systems import MODEL_LOAD, SYSTEMS
-from benchmarks.turns import again_and_again, take_turns
 
 _ROWS = (1, 8, 64, 512)
 _CONNECTIONS = (1, 4, 16, 64, 256)

@@ -67,12 +67,12 @@ def measure(store: Path) -> dict[str, list[float]]:
 async def _measure(store: Path) -> dict[str, list[float]]:
     directory = store / "iris" / "1"
     os.environ["MODEL"] = str(directory / "model.onnx")
-    from benchmarks.bare.server import app as bare  # noqa: PLC0415 - reads the environment
+    from benchmarks.asgi_onnxruntime.server import app as bare  # noqa: PLC0415 - reads the environment
     from benchmarks.fastapi.server import app as fastapi  # noqa: PLC0415 - reads the environment
-    from benchmarks.limit.server import app as limit  # noqa: PLC0415 - reads the environment
+    from benchmarks.uvicorn_baseline.server import app as limit  # noqa: PLC0415 - reads the environment
     from model_in_image.source import ModelInImageSettings  # noqa: PLC0415 - last, as the others
-    from serving.app import create_app  # noqa: PLC0415 - last, as the others
-    from serving.protocol import HttpProtocol  # noqa: PLC0415 - last, as the others
+    from serving.server.app import create_app  # noqa: PLC0415 - last, as the others
+    from serving.server.http_protocol import HttpProtocol  # noqa: PLC0415 - last, as the others
 
     this = create_app(ModelInImageSettings(model_dir=directory), directory)
     served = {

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from artifact.verify import session_of
 from benchmarks.samples import FEATURES, ROW, SAMPLES
-from serving.verify import session_of
-from training.own import make_contract
+from training.import_onnx import make_contract
 from training.train import train
 
 _OPSET, _IR = 21, 10

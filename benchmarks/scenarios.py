@@ -12,10 +12,10 @@ import numpy as np
 from benchmarks import costs
 from benchmarks.bench import CONNECTIONS, FEWER_CONNECTIONS, Bench
 from benchmarks.goals import Measured
+from benchmarks.interleave import take_turns
 from benchmarks.load import Ask
 from benchmarks.machine import ProcessTree
 from benchmarks.systems import MODEL_LOAD, SYSTEMS, TENSORS, NotMeasured, System, of_tensors
-from benchmarks.turns import take_turns
 
 _MEMORY_ROUNDS = 3
 _MEMORY_SECONDS = 4

@@ -3,12 +3,12 @@
 import gc
 import sys
 
-from serving.container import exit_at_once_on_term
+from serving.workers.container import exit_at_once_on_term
 
 if __name__ == "__main__":
     exit_at_once_on_term()
     gc.disable()  # until the server runs: a sixth of the time of imports, which leave nothing
     from model_in_image.source import ModelInImageSettings, find
-    from serving.process import run
+    from serving.server.startup import run
 
     sys.exit(run(ModelInImageSettings, find))

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from serving.settings import Mode, Settings
-from serving.source import Source
+from serving.workers.model_source import Source
 
 
 class ModelInImageSettings(Settings):

@@ -7,7 +7,7 @@ then serves DIR as its MODEL_DIR needs no credentials.
 import gc
 import sys
 
-from serving.container import exit_at_once_on_term
+from serving.workers.container import exit_at_once_on_term
 
 if __name__ == "__main__":
     exit_at_once_on_term()
@@ -18,6 +18,6 @@ if __name__ == "__main__":
     gc.disable()  # until the server runs: a sixth of the time of imports, which leave nothing
     from model_load.settings import ModelLoadSettings
     from model_load.source import find
-    from serving.process import run
+    from serving.server.startup import run
 
     sys.exit(run(ModelLoadSettings, find))

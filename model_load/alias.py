@@ -8,17 +8,17 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
+from artifact.contract import ContractMismatch, read_contract
+from artifact.errors import StoreError
+from artifact.redact import redact
+from artifact.uri import ArtifactUri, local_path
 from model_load.cache import Cache, hold
-from model_load.uri import ArtifactUri, local_path
-from serving.contract import ContractMismatch, read_contract
-from serving.errors import StartupError
-from serving.redact import redact
 
 
 class Alias(Protocol):
     """An alias in any store, which `uri` names.
 
-    Whatever is asked may raise StartupError and ContractMismatch.
+    Whatever is asked may raise StoreError and ContractMismatch.
     """
 
     uri: ArtifactUri
@@ -48,9 +48,7 @@ class LocalAlias:
             text = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise StartupError(
-                f"MODEL_URI: {self._shown}: no such alias: {file}: {reason}"
-            ) from None
+            raise StoreError(f"MODEL_URI: {self._shown}: no such alias: {file}: {reason}") from None
         return self.uri.checked_version(text)
 
     def artifact(self, version: str) -> Path:
@@ -98,7 +96,7 @@ class BucketAlias:
 def local_artifact(uri: str) -> Path:
     """Return the directory that a path or a `file://` URI names, through its alias if it has one.
 
-    Raises StartupError that names the URI and what was expected of it.
+    Raises StoreError that names the URI and what was expected of it.
     """
     path = local_path(uri)
     if "@" not in path.name:
@@ -108,7 +106,7 @@ def local_artifact(uri: str) -> Path:
 
 
 def _in_place(uri: str, directory: Path) -> Path:
-    """Return a directory. Raises StartupError if its contract belongs to another artifact.
+    """Return a directory. Raises StoreError if its contract belongs to another artifact.
 
     uri: redacted, for the message.
     """

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.contract import CONTRACT_FILE, MODEL_FILE, ModelFile
-from serving.errors import StartupError
-from serving.verify import sha256_of
+from artifact.contract import CONTRACT_FILE, MODEL_FILE, ModelFile
+from artifact.errors import StoreError
+from artifact.verify import sha256_of
 
 _LOCK_POLL_SECONDS = 0.1
 _IS_SHA256 = re.compile("[0-9a-f]{64}").fullmatch
@@ -101,7 +101,7 @@ class Cache:
     def alone_with(self, sha256: str, seconds: float) -> Iterator[Entry]:
         """Hold the entry of a model, alone among all processes.
 
-        Raises StartupError when another one has not let go of it in time, or when the
+        Raises StoreError when another one has not let go of it in time, or when the
         cache cannot be written.
         """
         entry = Entry(self._directory / sha256)
@@ -120,7 +120,7 @@ class Cache:
     def make_room(self, entry: Entry, size_bytes: int) -> None:
         """Remove what was longest unused until a model fits; never what is served.
 
-        Raises StartupError when it fits neither the limit nor the disk: said before the
+        Raises StoreError when it fits neither the limit nor the disk: said before the
         download, not by a full disk in the middle of it.
         """
         others = [other for other in self._entries() if other.directory != entry.directory]
@@ -128,7 +128,7 @@ class Cache:
         while (lacking := self._lacking(used, size_bytes)) and others:
             used -= others.pop(0).remove_if_unused()
         if lacking:
-            raise StartupError(lacking)
+            raise StoreError(lacking)
 
     def _lacking(self, used: int, size_bytes: int) -> str | None:
         """Return what keeps a model from fitting beside the bytes that others use, if anything."""
@@ -154,19 +154,19 @@ class Cache:
 def hold(artifact: Path) -> int:
     """Keep an artifact in its cache for as long as this process, or a child of it, lives.
 
-    Returns the descriptor that holds it. Raises StartupError when it is gone already.
+    Returns the descriptor that holds it. Raises StoreError when it is gone already.
     """
     held = _lock(artifact.parent, fcntl.LOCK_SH)
     if held is None or not (artifact / MODEL_FILE).is_file():
-        raise StartupError(f"{artifact}: removed from the cache before it could be served")
+        raise StoreError(f"{artifact}: removed from the cache before it could be served")
     return held
 
 
 def _in_time(lock: Callable[[], int | None], entry: Entry, deadline: float) -> int:
-    """Return what lock() returns once that is a descriptor; raises StartupError when late."""
+    """Return what lock() returns once that is a descriptor; raises StoreError when late."""
     while (held := lock()) is None:
         if time.monotonic() > deadline:
-            raise StartupError(f"{entry.directory}: another process has not let go of it in time")
+            raise StoreError(f"{entry.directory}: another process has not let go of it in time")
         time.sleep(_LOCK_POLL_SECONDS)
     return held
 
@@ -177,7 +177,7 @@ def _lock_entry(entry: Entry) -> int | None:
         entry.directory.mkdir(parents=True, exist_ok=True)
         held = _lock(entry.directory, fcntl.LOCK_SH)
     except OSError as error:
-        raise StartupError(
+        raise StoreError(
             f"MODEL_CACHE_DIR: cannot write to {entry.directory.parent}: {error.strerror}"
         ) from error
     if held is None:

@@ -9,16 +9,16 @@ import signal
 import sys
 from pathlib import Path
 
+from artifact.contract import CONTRACT_FILE, MODEL_FILE, ContractMismatch
+from artifact.errors import StoreError
+from artifact.redact import redact
+from artifact.uri import ArtifactUri, is_bucket
+from artifact.verify import verify_files
 from model_load.alias import local_artifact
 from model_load.cache import Cache
 from model_load.pull import Deadline, Pull
 from model_load.settings import ModelLoadSettings
-from model_load.uri import ArtifactUri, is_bucket
 from serving import logs
-from serving.contract import CONTRACT_FILE, MODEL_FILE, ContractMismatch
-from serving.errors import StartupError
-from serving.redact import redact
-from serving.verify import verify_files
 
 
 def pull(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def pull(arguments: list[str]) -> int:
         settings = ModelLoadSettings.from_environment()
         logs.configure(settings.log_level)
         _pull(settings, directory)
-    except (StartupError, ContractMismatch) as error:
+    except (StoreError, ContractMismatch) as error:
         print(f"model_load pulls nothing. {redact(str(error))}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
@@ -43,7 +43,7 @@ def pull(arguments: list[str]) -> int:
 def _pull(settings: ModelLoadSettings, directory: Path) -> None:
     uri = settings.model_uri
     if uri is None:
-        raise StartupError("MODEL_URI: expected to be set, it is not: there is nothing to pull")
+        raise StoreError("MODEL_URI: expected to be set, it is not: there is nothing to pull")
     staging = directory / ".pulling"
     try:
         if is_bucket(uri):
@@ -63,6 +63,6 @@ def _pull(settings: ModelLoadSettings, directory: Path) -> None:
             beside.chmod(0o644)
             beside.replace(directory / name)
     except OSError as error:
-        raise StartupError(f"--to {directory}: {error.strerror}: {error.filename}") from error
+        raise StoreError(f"--to {directory}: {error.strerror}: {error.filename}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

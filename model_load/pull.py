@@ -24,12 +24,18 @@ from obstore.exceptions import (
 )
 from obstore.store import ObjectStore
 
+from artifact.contract import (
+    CONTRACT_FILE,
+    MODEL_FILE,
+    Contract,
+    ModelFile,
+    parse_contract,
+)
+from artifact.errors import StoreError
+from artifact.object_store import READ_SECONDS, first_line, open_bucket
+from artifact.uri import ArtifactUri
 from model_load.cache import Cache, Entry
-from model_load.uri import ArtifactUri
 from serving import logs
-from serving.bucket import READ_SECONDS, first_line, open_bucket
-from serving.contract import CONTRACT_FILE, MODEL_FILE, Contract, ModelFile, parse_contract
-from serving.errors import StartupError
 
 # Small, for what is still below it when a body breaks is lost.
 _CHUNK_BYTES = 1 << 16
@@ -43,7 +49,7 @@ _PROGRESS_SECONDS = 5.0
 Result = TypeVar("Result")
 
 
-class PullError(StartupError):
+class PullError(StoreError):
     """An artifact that cannot be had: names the URI, the cause, and what to check."""
 
 
@@ -85,7 +91,7 @@ class Pull:
         self._deadline = deadline
         try:
             self._store = store or open_bucket(uri.address, read_seconds=deadline.read_seconds)
-        except StartupError as error:
+        except StoreError as error:
             raise PullError(f"MODEL_URI: {uri.uri}: {error}") from None
 
     def version(self) -> str:
@@ -98,7 +104,7 @@ class Pull:
     def contract(self, version: str) -> tuple[Contract, bytes]:
         """Return the contract of a version, and its bytes.
 
-        Raises ContractMismatch as parse_contract does, and StartupError when it is that of
+        Raises ContractMismatch as parse_contract does, and StoreError when it is that of
         another artifact than the URI says.
         """
         path = f"{self._uri.name}/{version}/{CONTRACT_FILE}"
@@ -116,7 +122,7 @@ class Pull:
         """Return the directory of the artifact in the cache, downloaded unless it is there.
 
         version: of those that the URI's alias may name; by default what it names now.
-        Raises PullError or StartupError, and ContractMismatch for what is no contract.
+        Raises PullError or StoreError, and ContractMismatch for what is no contract.
         """
         contract, content = self.contract(version or self.version())
         with cache.alone_with(contract.model.sha256, self._deadline.left()) as entry:

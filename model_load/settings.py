@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from serving.redact import redact
+from artifact.redact import redact
 from serving.settings import Mode, Settings
 
 

@@ -11,23 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from artifact.contract import ContractMismatch
+from artifact.errors import StoreError
+from artifact.redact import redact
+from artifact.uri import ArtifactUri, is_bucket
 from model_load.alias import local_artifact
 from model_load.cache import Cache, hold
 from model_load.settings import ModelLoadSettings
-from model_load.uri import ArtifactUri, is_bucket
-from serving.child import Child
-from serving.contract import ContractMismatch
-from serving.errors import StartupError
-from serving.redact import redact
-from serving.shared import Shared
-from serving.source import Current, Source
+from serving.workers.forked import Child
+from serving.workers.model_source import Current, Source
+from serving.workers.shared_value import Shared
 
 
 def find(settings: ModelLoadSettings) -> Source:
     """Begin to get the artifact; return what waits for it, and what follows its alias.
 
     A local one is opened in place. One in a bucket is pulled by a child while this process
-    goes on. Raises StartupError, at once or from the wait, that names the URI and what to check.
+    goes on. Raises StoreError, at once or from the wait, that names the URI and what to check.
     """
     if settings.model_dir is not None:
         directory = settings.model_dir
@@ -68,7 +68,7 @@ def _pull(uri: ArtifactUri, settings: ModelLoadSettings) -> bytes:
         said = {"directory": str(pull.into(cache))}
     except ContractMismatch as mismatch:
         said = {"subject": mismatch.subject, "differences": mismatch.differences}
-    except StartupError as error:
+    except StoreError as error:
         said = {"error": str(error)}
     except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
         said = {"error": f"{uri.uri}: {type(error).__name__}: {redact(str(error))}"}
@@ -80,14 +80,14 @@ def _result(uri: ArtifactUri, said: dict[str, Any]) -> Path:
     if "differences" in said:
         raise ContractMismatch(said["subject"], said["differences"])
     if "directory" not in said:
-        raise StartupError(said.get("error", f"{uri.uri}: the pull was killed. Too little memory?"))
+        raise StoreError(said.get("error", f"{uri.uri}: the pull was killed. Too little memory?"))
     return Path(said["directory"])
 
 
 def _follow(
     settings: ModelLoadSettings, inherited: contextlib.ExitStack, current: Shared[Current]
 ) -> None:
-    from model_load.follower import Follower  # noqa: PLC0415 - not before the first pull has begun
+    from model_load.alias_watcher import Follower  # noqa: PLC0415 - not before the first pull has begun
 
     follower = Follower(settings, current)
     inherited.close()  # it has a hold of its own

@@ -9,23 +9,23 @@ from typing import Annotated
 import httpx
 import typer
 
-from release import local
+from artifact.redact import redact
 from release.audit import report
 from release.audit.check import AuditError
 from release.audit.pins import LOCKS
 from release.compatibility.matrix import Matrix
 from release.compatibility.record import Compatibility
 from release.failures import failures_as_text
-from release.images import Release
-from release.inventory.disagreements import disagreements, known_problems, notes
+from release.images.build import Release
+from release.images.prune import prune as prune_images
+from release.inventory.drift import disagreements, known_problems, notes
 from release.inventory.replica import ask
 from release.inventory.table import FORMATS, show
 from release.kubernetes import commands
 from release.kubernetes.pods import addresses
+from release.local import run_local as local
+from release.local.server_process import ServerDidNotStart
 from release.options import ImageTag, Model, Registry, Store
-from release.prune import prune as prune_images
-from release.server_process import ServerDidNotStart
-from serving.redact import redact
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 cli.add_typer(commands.cli)
@@ -86,7 +86,7 @@ def sbom(
     registry: Registry = None,
 ) -> None:
     """Write what is in each image as CycloneDX."""
-    from release.sbom import write  # noqa: PLC0415 - its library is for development
+    from release.images.sbom import write  # noqa: PLC0415 - its library is for development
 
     with failures_as_text():
         release = Release.of(model, store, image_tag, registry)

@@ -4,17 +4,17 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from artifact.contract import ContractMismatch
+from artifact.errors import StoreError
+from artifact.redact import redact
 from release.compatibility.record import CompatibilityError
 from release.compatibility.servers import LockError
-from release.docker import DockerError
-from release.images import BuildError
+from release.images.build import BuildError
+from release.images.docker import DockerError
+from release.images.prune import PruneError
 from release.kubernetes.kubectl import ClusterError
-from release.kubernetes.pair import PairError
-from release.prune import PruneError
-from release.store import StoreError
-from serving.contract import ContractMismatch
+from release.kubernetes.resolve import PairError
 from serving.errors import StartupError
-from serving.redact import redact
 
 _FAILURES = (
     BuildError,

@@ -1,14 +1,9 @@
-"""The server, all of it, shared by both release modes.
-
-Imported by model_in_image and model_load; training takes the contract from here.
-Never imports scikit-learn, and importing it loads no model.
-"""
+"""The server, shared by both release modes. Never imports scikit-learn."""
 
 import os
 
-# onnxruntime reports home by default (a thread, a name look-up, files under $HOME)
-# and reads this once, when it is first imported.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import artifact  # noqa: F401 - sets ORT_DISABLE_TELEMETRY before onnxruntime is imported
+
 # pydantic looks for plugins in each installed package, which takes as long as opening a small
-# model. Who has one sets it to nothing.
+# model. Set it to nothing to use plugins.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")

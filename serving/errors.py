@@ -16,4 +16,4 @@ class RequestError(Exception):
 
 
 class StartupError(Exception):
-    """What an operator can mend: said as text, without a traceback, before exiting."""
+    """A setting or a port that an operator can fix: printed without a traceback before exiting."""

@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from serving.redact import redact_all
+from artifact.redact import redact_all
 
 _OWN = "serving"
 

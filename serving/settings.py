@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.contract import Sha256
+from artifact.contract import Sha256
+from artifact.redact import redact
 from serving.errors import StartupError
-from serving.redact import redact
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Mode = Literal["model_in_image", "model_load"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import onnx
 
-from serving.contract import read_contract
-from serving.verify import sha256_of
+from artifact.contract import read_contract
+from artifact.verify import sha256_of
 
 
 def rewrite(artifact: Path, **changed: object) -> None:

@@ -27,14 +27,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from artifact.contract import (
+    Array,
+    Contract,
+    ContractMismatch,
+    nested_lists,
+    read_contract,
+)
+from artifact.verify import agree
 from model_in_image.source import ModelInImageSettings
-from serving.app import create_app
-from serving.contract import Array, Contract, ContractMismatch, nested_lists, read_contract
-from serving.tensor import DATATYPES, to_binary
-from serving.verify import agree
+from serving.inference.codecs.tensor_codec import DATATYPES, to_binary
+from serving.server.app import create_app
 from tests.artifacts import rewrite
 from training.errors import TrainingError
-from training.own import make_contract
+from training.import_onnx import make_contract
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 # What numpy itself has; what it has not, the protocol has not either.

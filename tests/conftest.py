@@ -10,12 +10,12 @@ import httpx
 import pytest
 from sklearn.datasets import load_iris
 
-from release.docker import DockerError, docker
-from release.server_process import ServerProcess
+from release.images.docker import DockerError, docker
+from release.local.server_process import ServerProcess
 from tests.audit_services import audit_services
+from tests.fakes import unavailable
 from tests.own_models import make_own_models
 from tests.servers import DATASETS, MODES, Start, all_served, start
-from tests.stand_ins import unavailable
 from training.train import train
 
 

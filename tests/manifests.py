@@ -17,10 +17,10 @@ from typing import Any, get_args
 
 import yaml
 
+from artifact.contract import parse_contract
 from release.kubernetes.manifests import Manifests, Track, kustomize
-from serving.contract import parse_contract
 from serving.settings import Mode
-from tests.stand_ins import unavailable
+from tests.fakes import unavailable
 
 ROOT = Path(__file__).parent.parent
 K8S = ROOT / "k8s"

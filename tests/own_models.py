@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from serving.contract import Dtype
+from artifact.contract import Dtype
 from tests.onnx_files import FLOAT, INT64, STRING, save
-from training.own import make_contract
+from training.import_onnx import make_contract
 
 DTYPES: tuple[Dtype, ...] = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",

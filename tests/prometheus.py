@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import httpx
 import yaml
 
-from release.server_process import ServerProcess
+from release.local.server_process import ServerProcess
+from tests.fakes import announced, unavailable
 from tests.manifests import K8S, Object
-from tests.stand_ins import announced, unavailable
 
 MONITORING = K8S / "monitoring"
 RULES = MONITORING / "rules.yaml"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from release.server_process import ServerProcess
+from release.local.server_process import ServerProcess
 
 DATASETS = ("iris", "digits", "diabetes")
 MODES = ("model_in_image", "model_load")

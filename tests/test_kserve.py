@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from model_load.settings import ModelLoadSettings
-from release.server_process import ServerProcess
+from release.local.server_process import ServerProcess
 from tests.manifests import KSERVE, Object, environment, named, only, render
 from tests.pod_security import violations
 from tests.servers import ROWS

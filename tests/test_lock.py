@@ -76,7 +76,7 @@ def test_the_server_imports_with_its_slice_alone() -> None:
 
     blocked = sorted(set(pinned("dev")) - set(pinned("serving")))
     code = (
-        "import importlib.metadata as md, sys, serving.server, model_in_image.source, "
+        "import importlib.metadata as md, sys, serving.server.gunicorn, model_in_image.source, "
         "model_load.source;"
         "tops = {name.split('.')[0] for name in sys.modules};"
         "of = md.packages_distributions();"

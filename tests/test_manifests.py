@@ -20,10 +20,10 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from artifact.verify import sha256_of
 from model_in_image.source import ModelInImageSettings
 from model_load.settings import ModelLoadSettings
 from serving.settings import Settings
-from serving.verify import sha256_of
 from tests.manifests import (
     CANARY,
     COMBINATIONS,

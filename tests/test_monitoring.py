@@ -24,15 +24,15 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from release.kubernetes.manifests import kustomize
-from release.server_process import ServerProcess
+from release.local.server_process import ServerProcess
 from tests.artifacts import flipped_byte, rewrite
+from tests.fakes import FileStandIn, unavailable
 from tests.manifests import ROOT, SERVERS, Object, named, only, render, server_of
 from tests.onnx_files import FLOAT, INT64, save
 from tests.prometheus import MONITORING, RULES, Pod, Prometheus, program
 from tests.promql import Selector, read
 from tests.servers import connect, start, wait_until, workers
-from tests.stand_ins import FileStandIn, unavailable
-from training.own import make_contract
+from training.import_onnx import make_contract
 
 # In one process, with one Prometheus.
 pytestmark = pytest.mark.xdist_group("monitoring")
@@ -371,8 +371,8 @@ def test_every_event_of_the_runbook_is_logged() -> None:
     """Who looks for one that is not there takes a broken server for a sound one."""
     written = "".join(
         file.read_text(encoding="utf-8")
-        for folder in ("serving", "model_load")
-        for file in (ROOT / folder).glob("*.py")
+        for folder in ("artifact", "serving", "model_load")
+        for file in (ROOT / folder).rglob("*.py")
     )
 
     events = set(re.findall(r'"event": "(\w+)"', RUNBOOK))

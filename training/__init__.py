@@ -1,7 +1,3 @@
-"""Fit a model, export it to ONNX, write its contract, publish both in a model store.
+"""Training: from data or any ONNX file to an artifact in a model store."""
 
-Run by `make train` and `make contract`. Takes the contract's schema and checks from
-serving; nothing in serving takes anything from here.
-"""
-
-import serving  # noqa: F401 - first: it turns off onnxruntime's telemetry
+import artifact  # noqa: F401 - sets ORT_DISABLE_TELEMETRY before onnxruntime is imported

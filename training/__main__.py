@@ -14,9 +14,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serving.redact import redact
+from artifact.errors import StoreError
+from artifact.redact import redact
 from training.errors import TrainingError
-from training.own import make_contract
+from training.import_onnx import make_contract
 from training.train import train
 
 Name = Annotated[str | None, typer.Option(help="the model's name")]
@@ -99,7 +100,7 @@ def contract_command(  # noqa: PLR0913, PLR0917 - the variables of `make contrac
 def _errors_as_text() -> Iterator[None]:
     try:
         yield
-    except (TrainingError, OSError) as error:
+    except (TrainingError, StoreError, OSError) as error:
         sys.stdout.flush()
         sys.stderr.write(f"{redact(str(error))}\n")
         raise typer.Exit(1) from None

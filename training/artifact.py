@@ -12,7 +12,8 @@ from typing import Any
 import onnx
 from pydantic import TypeAdapter, ValidationError
 
-from serving.contract import (
+from artifact.bucket_store import Bucket
+from artifact.contract import (
     CONTRACT_FILE,
     MODEL_FILE,
     Alias,
@@ -25,10 +26,9 @@ from serving.contract import (
     Version,
     problems,
 )
-from training.bucket import Bucket
+from artifact.directory_store import Directory, store_directory
 from training.errors import TrainingError
-from training.steps import Steps
-from training.store import Directory, store_directory
+from training.progress import Steps
 
 _WRITABLE = ("s3://", "gs://", "az://")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime
 
-from serving.contract import why_no_batching
+from artifact.contract import why_no_batching
 from training.errors import TrainingError
+from training.golden_rows import Run, same
 from training.inputs import SEED, Arrays, Inputs, perturbed, try_run
-from training.sample import Run, same
 
 _WORDS = {"true": True, "false": False}
 # Rows that are compared in addition to the golden rows. Without float outputs there are more, as

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 
-from serving.contract import Feature
+from artifact.contract import Feature
 from training.errors import TrainingError
 
 Float64Array = NDArray[np.float64]

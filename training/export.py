@@ -11,8 +11,8 @@ from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.pipeline import Pipeline
 
-from serving.contract import Agreement
-from serving.verify import agree, session_of
+from artifact.contract import Agreement
+from artifact.verify import agree, session_of
 from training.dataset import Dataset, Float64Array
 from training.errors import TrainingError
 from training.pipeline import expected

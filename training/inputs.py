@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from serving.contract import Array, Tensor, numpy_dtype
+from artifact.contract import Array, Tensor, numpy_dtype
 
 SEED = 0
 # The largest integer that a model accepts is one of these, or it is smaller than twice the next.

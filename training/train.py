@@ -10,25 +10,20 @@ import numpy as np
 from rich.console import Console
 from sklearn.pipeline import Pipeline
 
-from serving.contract import (
-    Agreement,
-    Contract,
-    GoldenRows,
-    Origin,
-    Tensor,
-)
-from serving.contract import Dataset as Trained
-from serving.verify import session_of, tensors_of
+from artifact.contract import Agreement, Contract, GoldenRows, Origin, Tensor
+from artifact.contract import Dataset as Trained
+from artifact.verify import session_of, tensors_of
 from training import dataset as datasets
-from training import origin, pipeline
+from training import pipeline
+from training import provenance as origin
 from training.artifact import Artifact, Identity, contract_of
 from training.batching import decide
 from training.dataset import Dataset
 from training.errors import TrainingError
 from training.export import INPUT, Float32Array, check_agreement, to_onnx
+from training.golden_rows import Run
 from training.pipeline import Split
-from training.sample import Run
-from training.steps import Steps, quiet
+from training.progress import Steps, quiet
 
 GOLDEN_ROWS = 8
 MOST_GOLDEN_ROWS = 32

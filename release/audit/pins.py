@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from artifact.software import normalized
 from release.audit.check import AuditError, Pin
-from serving.environment import normalized
 
 LOCKS = (Path("serving/requirements.txt"), Path("requirements.txt"), Path("requirements-dev.txt"))
 DOCKERFILES = (Path("Dockerfile.model_in_image"), Path("Dockerfile.model_load"))

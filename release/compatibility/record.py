@@ -13,6 +13,10 @@ from typing import Literal, Self
 
 from pydantic import ValidationError
 
+from artifact.contract import CONTRACT_FILE, ContractMismatch, read_contract
+from artifact.reader import versions_in
+from artifact.redact import redact
+from artifact.verify import sha256_of
 from release.compatibility.servers import (
     ENVIRONMENTS,
     Facts,
@@ -25,13 +29,9 @@ from release.compatibility.servers import (
     local_servers,
 )
 from release.compatibility.volume import volume_with
-from release.docker import DockerError
+from release.images.docker import DockerError
 from release.kubernetes.kubectl import ClusterError
 from release.kubernetes.pods import running_releases
-from release.store import versions_in
-from serving.contract import CONTRACT_FILE, ContractMismatch, read_contract
-from serving.redact import redact
-from serving.verify import sha256_of
 
 RECORD = "compatibility.json"
 NO_SERVER = (

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from release.compatibility.volume import MOUNT
-from release.docker import REVISION, TITLE, DockerError, docker, prefix_of, repository
+from release.images.docker import REVISION, TITLE, DockerError, docker, prefix_of, repository
 
 ROOT = Path(__file__).parent.parent.parent
 # Environments are made again when this directory is removed.

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from release.docker import DockerError, docker, program
-from serving.contract import CONTRACT_FILE, MODEL_FILE
+from artifact.contract import CONTRACT_FILE, MODEL_FILE
+from release.images.docker import DockerError, docker, program
 
 MOUNT = "/artifacts"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
+from artifact.redact import redact
 from release.kubernetes.kubectl import ClusterError
-from serving.redact import redact
 
 _ASK_SECONDS = 10
 # Servers at the same time: in a cluster each is a kubectl process of some 50 MB.

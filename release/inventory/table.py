@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import serving
+from artifact.contract import dimensions
 from release.inventory.replica import Answer, Replica
-from serving.contract import dimensions
 
 # More names of columns than that are in the contract.
 _MANY = 12
@@ -171,7 +171,7 @@ FORMATS: dict[str, Callable[[list[Replica], list[str], list[str]], str]] = {
     "html": as_html,
 }
 
-_LOOK = Path(serving.__file__).parent / "page"
+_LOOK = Path(serving.__file__).parent / "api" / "page"
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>

@@ -13,15 +13,15 @@ from typing import Any
 
 import httpx
 
+from artifact.contract import Contract
 from release.kubernetes import golden
+from release.kubernetes.canary_analysis import Counts, worse
 from release.kubernetes.deploy import ROLLOUT_SECONDS, apply, contract_of, settle
 from release.kubernetes.deployment import Deployment, RolloutError, is_ready
 from release.kubernetes.golden import WrongAnswer
-from release.kubernetes.judge import Counts, worse
 from release.kubernetes.kubectl import ClusterError
 from release.kubernetes.manifests import Manifests
 from release.kubernetes.port_forward import HTTP, MANAGEMENT, PortForwards
-from serving.contract import Contract
 
 _LOOK_SECONDS = 2
 _WHOLE = 100

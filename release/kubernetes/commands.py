@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from artifact.contract import Name
 from release.failures import failures_as_text
-from release.images import Release
+from release.images.build import Release
 from release.kubernetes import deploy as deployment
 from release.kubernetes.canary import Canary, InconclusiveError, Trial
 from release.kubernetes.deployment import find_instance
 from release.kubernetes.kubectl import ClusterError, current_context
 from release.kubernetes.manifests import Manifests
-from release.kubernetes.pair import Options, pair
+from release.kubernetes.resolve import Options, pair
 from release.options import ImageTag, Model, Registry, Store
-from serving.contract import Name
 from serving.settings import Mode
 
 INCONCLUSIVE = 3

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
+from artifact.contract import Contract, parse_contract
+from artifact.reader import contract_in
 from release.kubernetes import golden
 from release.kubernetes.deployment import Deployment, Revision, RolloutError
 from release.kubernetes.golden import WrongAnswer
 from release.kubernetes.kubectl import ClusterError, NotFound, get, kubectl
 from release.kubernetes.manifests import Manifests, Track, kustomize
 from release.kubernetes.port_forward import HTTP, PortForwards
-from release.store import contract_in
-from serving.contract import Contract, parse_contract
 
 # Beyond the deadline of the manifests, which Kubernetes watches itself.
 ROLLOUT_SECONDS = 1200

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from serving.contract import Array, Contract
-from serving.rows import why_no_rows
-from serving.verify import agree
+from artifact.contract import Array, Contract
+from artifact.verify import agree
+from serving.inference.codecs.rows import why_no_rows
 
 _SECONDS = 10
 

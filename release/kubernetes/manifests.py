@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from artifact.contract import Contract
 from release.kubernetes.kubectl import kubectl
 from release.names import is_hashed, with_hash
-from serving.contract import Contract
 from serving.settings import Mode
 
 ROOT = Path(__file__).parent.parent.parent / "k8s"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.stand_ins import unavailable
+from tests.fakes import unavailable
 
 # The sandbox needs rights that containers seldom have, and it opens nothing but our own pages.
 # The rest is what it would do on its own: ask its maker for news, warm up what is never used.

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from release.server_process import ServerProcess
-from serving.contract import read_contract
+from artifact.contract import read_contract
+from release.local.server_process import ServerProcess
 from tests.onnx_files import FLOAT, save
 from tests.servers import DATASETS, Start, start, wait_until
-from training.own import make_contract
+from training.import_onnx import make_contract
 
 pytestmark = pytest.mark.xdist_group("browser")
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")

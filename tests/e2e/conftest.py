@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from sklearn.datasets import load_iris
 
-from release.docker import prefix_of
+from release.images.docker import prefix_of
 from release.kubernetes.kubectl import ClusterError, current_context, get, kubectl
 from tests.manifests import quantity
 from tests.servers import wait_until

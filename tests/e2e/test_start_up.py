@@ -16,16 +16,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from release.images import Release
+from release.images.build import Release
 from release.kubernetes import golden
 from release.kubernetes.deploy import apply, destroy
 from release.kubernetes.deployment import Deployment
 from release.kubernetes.kubectl import get
 from release.kubernetes.manifests import Manifests
-from release.kubernetes.pair import Options, pair
 from release.kubernetes.port_forward import HTTP, port_forward
+from release.kubernetes.resolve import Options, pair
 from tests.e2e.conftest import NAMESPACE, ROOT, STORE, make
-from training.own import make_contract
+from training.import_onnx import make_contract
 
 SMALL, LARGE = "e2e/1", "e2e-large/1"
 LARGE_FLOATS = 125_000_000  # 500 MB

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from release.server_process import ServerProcess
+from release.local.server_process import ServerProcess
+from tests.fakes import AzureStandIn, PasswordStandIn
 from tests.fault_proxy import FaultProxy, Redirect
 from tests.servers import ROWS, start, wait_until
-from tests.stand_ins import AzureStandIn, PasswordStandIn
 
 PATHS = ("/metadata", "/inventory", "/metrics", "/openapi.json", "/v2/models/iris", "/")
 CONTRACT = "iris/1/contract.json"

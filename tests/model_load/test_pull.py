@@ -15,13 +15,14 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import pytest
 
+from artifact.contract import read_contract
+from artifact.errors import StoreError
+from artifact.uri import ArtifactUri
+from artifact.verify import sha256_of
 from model_load.cache import Cache, hold
 from model_load.pull import Deadline, Pull, PullError
-from model_load.uri import ArtifactUri
-from serving.contract import read_contract
-from serving.errors import StartupError
-from serving.verify import sha256_of
 from tests.artifacts import put_model
+from tests.fakes import STAND_INS, FileStandIn, HttpStandIn
 from tests.fault_proxy import (
     Cut,
     Drip,
@@ -33,7 +34,6 @@ from tests.fault_proxy import (
     WrongBytes,
 )
 from tests.servers import ROWS, start, wait_until
-from tests.stand_ins import STAND_INS, FileStandIn, HttpStandIn
 
 # Enough for several pieces of a stream, and to be cut in the middle.
 _PADDING = b"\x00" * 3_000_000
@@ -223,7 +223,7 @@ def test_too_little_disk_is_said_before_the_download(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
 
-    with pytest.raises(StartupError, match=r"MODEL_CACHE_DIR: .* expected \d+ bytes free, got 1"):
+    with pytest.raises(StoreError, match=r"MODEL_CACHE_DIR: .* expected \d+ bytes free, got 1"):
         pulled(proxy, tmp_path)
 
     assert [exchange for exchange in proxy.exchanges if MODEL in exchange.path] == []
@@ -315,7 +315,7 @@ def test_a_bounded_cache_never_forgets_what_is_served(proxy: FaultProxy, tmp_pat
     try:
         with (
             Cache(tmp_path, 4_000_000).alone_with("2" * 64, 1) as entry,
-            pytest.raises(StartupError, match="MODEL_CACHE_MAX_BYTES: expected at least"),
+            pytest.raises(StoreError, match="MODEL_CACHE_MAX_BYTES: expected at least"),
         ):
             Cache(tmp_path, 4_000_000).make_room(entry, 2_000_000)
     finally:

@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from artifact.contract import read_contract
+from artifact.directory_store import publish
+from artifact.errors import StoreError
 from model_load.alias import local_artifact
-from serving.contract import read_contract
-from serving.errors import StartupError
 from tests.servers import start
-from training.store import publish
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_copy_under_another_version_is_refused(two_versions: Path) -> None:
     """A server that says one version while its URI says another cannot be rolled back."""
     shutil.copytree(two_versions / "iris" / "1", two_versions / "iris" / "3")
 
-    with pytest.raises(StartupError, match="expected the artifact iris/3, got iris/1"):
+    with pytest.raises(StoreError, match="expected the artifact iris/3, got iris/1"):
         located(f"{two_versions}/iris/3")
 
 
@@ -67,7 +67,7 @@ def test_a_file_uri_may_be_escaped(two_versions: Path) -> None:
 def test_a_uri_that_leads_nowhere_is_named(two_versions: Path, uri: str, said: str) -> None:
     uri = uri.format(store=two_versions)
 
-    with pytest.raises(StartupError, match=r"^MODEL_URI: ") as refused:
+    with pytest.raises(StoreError, match=r"^MODEL_URI: ") as refused:
         located(uri)
 
     assert uri in str(refused.value)
@@ -78,7 +78,7 @@ def test_a_uri_that_leads_nowhere_is_named(two_versions: Path, uri: str, said: s
 def test_an_alias_cannot_lead_out_of_the_store(two_versions: Path, content: bytes) -> None:
     (two_versions / "iris" / "aliases" / "stable").write_bytes(content)
 
-    with pytest.raises(StartupError):
+    with pytest.raises(StoreError):
         located(f"{two_versions}/iris@stable")
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from artifact.contract import CONTRACT_FILE, MODEL_FILE
+from artifact.verify import sha256_of
 from release.compatibility.matrix import PAGE, Matrix
 from release.compatibility.record import (
     RECORD,
@@ -23,11 +25,9 @@ from release.compatibility.record import (
     supported,
 )
 from release.compatibility.servers import Ended, LockError, LockServer, grouped
-from release.docker import docker
-from serving.contract import CONTRACT_FILE, MODEL_FILE
-from serving.verify import sha256_of
-from tests.stand_ins import unavailable
-from training.own import make_contract
+from release.images.docker import docker
+from tests.fakes import unavailable
+from training.import_onnx import make_contract
 
 # One process at a time makes and removes images.
 pytestmark = pytest.mark.xdist_group("docker")
@@ -355,7 +355,7 @@ def registry(engine: None, models: Path, tmp_path_factory: pytest.TempPathFactor
     del engine
     context = tmp_path_factory.mktemp("context")
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("serving", "model_in_image", "model_load"):
+    for name in ("artifact", "serving", "model_in_image", "model_load"):
         shutil.copytree(ROOT / name, context / name, ignore=ignored)
     shutil.copy(ROOT / ".dockerignore", context)
     shutil.copytree(models / "same" / "1", context / "models" / "same" / "1")

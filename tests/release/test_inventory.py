@@ -19,13 +19,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from release.inventory.disagreements import known_problems
+from artifact.contract import read_contract
+from release.inventory.drift import known_problems
 from release.inventory.replica import Address, ask
-from release.server_process import ServerProcess
-from serving.contract import read_contract
+from release.local.server_process import ServerProcess
 from tests.audit_services import JINJA2, audit_services
+from tests.fakes import PasswordStandIn
 from tests.servers import DATASETS, start, wait_until
-from tests.stand_ins import PasswordStandIn
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,9 +10,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from release.images import tag_of
+from artifact.contract import Name, Version
+from release.images.build import tag_of
 from release.kubernetes.manifests import Track, instance_of, previous_instance_of, track_name
-from serving.contract import Name, Version
 from serving.settings import Mode
 from tests.servers import DATASETS
 

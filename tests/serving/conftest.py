@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from release.server_process import ServerProcess
+from release.local.server_process import ServerProcess
 from tests.servers import all_served
 
 

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from serving.contract import Contract, Environment, GoldenRows, ModelFile, Origin, Tensor
+from artifact.contract import (
+    Contract,
+    Environment,
+    GoldenRows,
+    ModelFile,
+    Origin,
+    Tensor,
+)
 
 
 def contract_of(inputs: list[Tensor], outputs: list[Tensor]) -> Contract:

@@ -4,7 +4,7 @@ import onnx
 import pytest
 from sklearn.pipeline import Pipeline
 
-from serving.verify import session_of, tensors_of
+from artifact.verify import session_of, tensors_of
 from training import pipeline
 from training.dataset import Dataset, load
 from training.errors import TrainingError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.verify import sha256_of
+from artifact.verify import sha256_of
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -94,7 +94,7 @@ def test_a_contract_does_not_name_its_store(tmp_path: Path) -> None:
 # Stops while it publishes, so that the test can end it there.
 STOPPING = """
 import runpy, sys, time
-from training import store
+from artifact import directory_store as store
 
 def stop(*_):
     print("stopped", flush=True)

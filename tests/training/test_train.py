@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from serving.contract import read_contract
-from serving.verify import differences, open_session
+from artifact.contract import read_contract
+from artifact.errors import StoreError
+from artifact.verify import differences, open_session
 from training.dataset import load
 from training.errors import TrainingError
 from training.export import to_onnx
@@ -67,7 +68,7 @@ def test_an_existing_version_is_refused_before_any_work(
     train(dataset="iris", version="1", store=tmp_path, alias="stable")
     before = tree(tmp_path)
     monkeypatch.setattr("training.dataset.load", lambda name: pytest.fail(f"loaded {name}"))
-    with pytest.raises(TrainingError, match=r"iris/1: this version exists.*another VERSION"):
+    with pytest.raises(StoreError, match=r"iris/1: this version exists.*another VERSION"):
         train(dataset="iris", version="1", store=tmp_path, alias="canary")
     assert tree(tmp_path) == before
 
@@ -191,7 +192,7 @@ def test_a_regression_on_a_csv_file_has_no_labels(tmp_path: Path) -> None:
 def test_an_option_that_cannot_be_meant_is_named(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises((TrainingError, StoreError), match=message):
         train(**{"version": "1", "store": str(tmp_path / "store"), **options})
     assert not (tmp_path / "store").exists()
 

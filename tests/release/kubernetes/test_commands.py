@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from release.compatibility.record import RECORD
-from tests.stand_ins import PasswordStandIn, unavailable
+from tests.fakes import PasswordStandIn, unavailable
 
 ROOT = Path(__file__).parent.parent.parent.parent
 

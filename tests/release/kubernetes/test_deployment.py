@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from release.images import Release
+from artifact.contract import parse_contract
+from release.images.build import Release
 from release.kubernetes import commands
 from release.kubernetes.deploy import apply, destroy
 from release.kubernetes.deployment import Deployment, find_instance
 from release.kubernetes.kubectl import ClusterError
 from release.kubernetes.manifests import MODEL, Manifests, instance_of
-from serving.contract import parse_contract
+from tests.fakes import unavailable
 from tests.manifests import IRIS
-from tests.stand_ins import unavailable
 
 ROOT = Path(__file__).parent.parent.parent.parent
 NAMESPACE = "inference"

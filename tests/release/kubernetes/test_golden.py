@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from artifact.contract import read_contract
 from release.kubernetes import golden
 from release.kubernetes.golden import WrongAnswer
-from release.server_process import ServerProcess
-from serving.contract import read_contract
+from release.local.server_process import ServerProcess
 from tests.servers import DATASETS, Start, start
 
 

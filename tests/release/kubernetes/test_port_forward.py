@@ -14,7 +14,7 @@ import pytest
 from release.kubernetes import port_forward as module
 from release.kubernetes.kubectl import ClusterError
 from release.kubernetes.port_forward import HTTP, PortForwards, port_forward
-from release.server_process import ServerProcess
+from release.local.server_process import ServerProcess
 
 # Prints and listens as kubectl does. "once" ends after its first connection, as kubectl does when a
 # pod resets one; "absent" is a pod that does not exist; "silent" never listens.

@@ -1,0 +1,1 @@
+"""Build, list, describe, and remove images."""

@@ -1,0 +1,1 @@
+"""FastAPI: documentation, descriptions of the model, and the page."""

@@ -1,0 +1,1 @@
+"""HTTP endpoints on the fast path, probes, and their bodies."""

@@ -1,0 +1,1 @@
+"""From decoded requests to the model's outputs."""

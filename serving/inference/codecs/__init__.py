@@ -1,0 +1,1 @@
+"""One codec per wire format: JSON rows and the Open Inference Protocol."""

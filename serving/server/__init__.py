@@ -1,0 +1,1 @@
+"""The ASGI application, its workers, and the start of the process."""

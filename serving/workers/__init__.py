@@ -1,0 +1,1 @@
+"""Processes: what the master and its workers share."""

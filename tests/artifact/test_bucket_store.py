@@ -1,0 +1,102 @@
+"""Publishing into buckets: whole or not at all, once, and fit to be cached."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from artifact.bucket_store import Bucket
+from artifact.contract import read_contract
+from artifact.errors import StoreError
+from tests.fakes import STAND_INS, FileStandIn
+from training.train import train
+
+WRITABLE = ("s3", "gs", "az")
+
+
+@pytest.fixture(scope="module", params=WRITABLE)
+def started(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FileStandIn]:
+    """Each kind of bucket in turn."""
+    with STAND_INS[request.param](tmp_path_factory.mktemp(request.param)) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def bucket(started: FileStandIn, monkeypatch: pytest.MonkeyPatch) -> FileStandIn:
+    """An empty bucket that the environment leads to."""
+    for path in started.list():
+        started.delete(path)
+    for name, value in started.environment.items():
+        monkeypatch.setenv(name, value)
+    return started
+
+
+def test_a_training_publishes_there(bucket: FileStandIn, store: Path) -> None:
+    """The same bytes as in a directory, and headers for a CDN in front of the bucket."""
+    location = train(dataset="iris", version="1", store=bucket.uri, alias="stable")
+
+    assert location == f"{bucket.uri}/iris/1"
+    files = ["iris/1/contract.json", "iris/1/model.onnx", "iris/aliases/stable"]
+    assert bucket.list() == sorted(files)
+    for file in files[:2]:
+        assert bucket.get(file) == (store / file).read_bytes()
+        assert bucket.cache_control(file) == "public, max-age=31536000, immutable"
+    assert bucket.get(files[2]) == b"1\n"
+    assert bucket.cache_control(files[2]) == "no-cache"
+
+
+def test_a_version_that_exists_is_refused(bucket: FileStandIn) -> None:
+    train(dataset="iris", version="1", store=bucket.uri)
+    before = bucket.get("iris/1/contract.json")
+
+    with pytest.raises(StoreError, match="this version exists, and versions never change"):
+        train(dataset="iris", version="1", store=bucket.uri, purpose="another")
+
+    assert bucket.get("iris/1/contract.json") == before
+
+
+def test_of_two_publishers_one_wins(
+    bucket: FileStandIn, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked before either has put: the put itself must refuse."""
+    contract = read_contract(store / "iris" / "1")
+    model = (store / "iris" / "1" / "model.onnx").read_bytes()
+    Bucket(bucket.uri).publish(contract, model)
+    monkeypatch.setattr(Bucket, "refuse_existing", lambda *_: None)
+
+    with pytest.raises(StoreError, match="this version exists"):
+        Bucket(bucket.uri).publish(contract.model_copy(update={"owner": "another"}), model)
+
+    assert bucket.get("iris/1/contract.json") == contract.to_json().encode()
+
+
+def test_a_publication_that_was_killed_is_gone_on_with(bucket: FileStandIn, store: Path) -> None:
+    """A model without a contract is no version; the same training may complete it."""
+    bucket.put("iris/1/model.onnx", (store / "iris" / "1" / "model.onnx").read_bytes())
+
+    train(dataset="iris", version="1", store=bucket.uri)
+
+    assert "iris/1/contract.json" in bucket.list()
+
+
+def test_another_model_in_its_place_is_refused(bucket: FileStandIn) -> None:
+    bucket.put("iris/1/model.onnx", b"of another training")
+
+    with pytest.raises(StoreError, match="another model is there without a contract"):
+        train(dataset="iris", version="1", store=bucket.uri)
+
+    assert bucket.list() == ["iris/1/model.onnx"]
+
+
+def test_an_alias_of_no_version_is_refused(bucket: FileStandIn) -> None:
+    with pytest.raises(StoreError, match="expected a version for stable, got none"):
+        Bucket(bucket.uri).set_alias("iris", "stable", "9")
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket: FileStandIn) -> None:
+    uri = bucket.uri.replace("bucket/models", "nowhere/models")
+
+    with pytest.raises(StoreError, match=r"STORE: .*nowhere/models/iris/1/model.onnx: .*Check"):
+        train(dataset="iris", version="1", store=uri)

@@ -1,0 +1,463 @@
+"""`make prune`, against a real Docker: what stays, what goes, what that frees; and whom it asks.
+
+The images are tiny and below a registry of their own, so that nobody else's are looked at. A
+program on PATH stands in for kubectl.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from release.images import docker_images
+from release.images import prune as prune_module
+from release.images.docker import docker
+from release.images.docker_images import Image, find
+from release.images.prune import PruneError, prune
+from release.kubernetes import kubectl as kubectl_module
+
+# One process at a time makes and removes images.
+pytestmark = pytest.mark.xdist_group("docker")
+
+DOCKERFILE = """
+FROM scratch
+ENV A=b
+COPY base /base
+WORKDIR /here
+COPY own .
+LABEL some=label
+"""
+TITLE = "org.opencontainers.image.title"
+REVISION = "org.opencontainers.image.revision"
+
+
+@dataclass
+class Engine:
+    """A Docker, and what a test makes in it: images below a registry of the test's own."""
+
+    directory: Path
+    registry: str = field(default_factory=lambda: f"127.0.0.1/prune-{uuid.uuid4().hex[:12]}")
+    images: list[str] = field(default_factory=list)
+    containers: list[str] = field(default_factory=list)
+
+    def build(
+        self,
+        name: str | None,
+        own: bytes = b"",
+        base: bytes = b"",
+        labels: dict[str, str] | None = None,
+    ) -> str:
+        """Build an image that is nobody else's, and return its id.
+
+        own, base: its two layers, the second shared by the images that have the same. labels: more
+        than ours, or instead of them; an empty one is not set.
+        """
+        title = (name or "").partition(":")[0].rpartition("/")[2]
+        ours = {TITLE: title, REVISION: uuid.uuid4().hex}
+        (self.directory / "base").write_bytes(base or self.registry.encode())
+        (self.directory / "own").write_bytes(own or uuid.uuid4().bytes)
+        (self.directory / "Dockerfile").write_text(DOCKERFILE)
+        return self._built(name, ours | (labels or {}))
+
+    def build_theirs(self, name: str, dockerfile: str) -> str:
+        """Build an image as others do, from the same files, and return its id."""
+        (self.directory / "Dockerfile").write_text(dockerfile)
+        return self._built(name, {})
+
+    def _built(self, name: str | None, labels: dict[str, str]) -> str:
+        options = [f"--label={key}={value}" for key, value in labels.items() if value]
+        tag = [f"--tag={self.registry}/{name}"] if name else []
+        made = docker("build", "--quiet", *tag, *options, str(self.directory)).strip()
+        self.images.append(made)
+        return made
+
+    def create(self, image: str) -> str:
+        """Make a container that has never run, and return its name."""
+        name = f"prune-{uuid.uuid4().hex[:12]}"
+        docker("create", f"--name={name}", image, "none")
+        self.containers.append(name)
+        return name
+
+    def prune(self, keep: int = 1, *, yes: bool = True, store: str = "no-store") -> int:
+        """Prune what is below this registry."""
+        return prune(store, keep, yes=yes, registry=self.registry)
+
+    def left(self) -> list[str]:
+        """Return those of the images that are still there, in the order of their making."""
+        there = docker("image", "ls", "--quiet", "--no-trunc").split()
+        return [image for image in self.images if image in there]
+
+    def close(self) -> None:
+        """Remove what was made."""
+        for name in self.containers:
+            docker("rm", name)
+        for image in reversed(self.left()):
+            (record,) = json.loads(docker("image", "inspect", image))
+            docker("rmi", *(record["RepoTags"] or [image]))
+
+
+@pytest.fixture
+def engine(engine: None, tmp_path: Path) -> Iterator[Engine]:
+    """A Docker, and the images that this test makes in it."""
+    del engine
+    (tmp_path / "context").mkdir()
+    made = Engine(tmp_path / "context")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kubectl and no configuration of one, whatever the developer has; wide tables."""
+    program = os.environ.get("DOCKER") or "docker"
+    monkeypatch.setenv("DOCKER", shutil.which(program) or program)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("KUBECONFIG", os.devnull)
+    monkeypatch.setenv("COLUMNS", "220")
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """A program on PATH that has a context and answers `get` with lines of shell."""
+
+    program: Path
+
+    def answers(self, get: str, context: str = "echo kind-test") -> None:
+        lines = ("#!/bin/sh", 'if [ "$1" = config ]; then', context, "else", get, "fi")
+        self.program.write_text("\n".join(lines))
+        self.program.chmod(0o755)
+
+
+@pytest.fixture
+def kubectl(tmp_path: Path) -> Kubectl:
+    """A stand-in for kubectl; it is there once it is told what to answer."""
+    return Kubectl(tmp_path / "bin" / "kubectl")
+
+
+def answer(*items: dict[str, object]) -> str:
+    """The shell that prints a list of objects as kubectl does."""
+    return f"echo '{json.dumps({'items': items})}'"
+
+
+def kilobytes(text: str, pattern: str) -> float:
+    found = re.search(pattern.replace("SIZE", r"([\d.]+) kB"), text)
+    assert found, text
+    return float(found.group(1))
+
+
+def test_the_newest_of_each_mode_and_model_stay(engine: Engine) -> None:
+    """A release of one model must not push out what another one can be rolled back to."""
+    old_iris = engine.build("model_in_image:1-iris-1", labels={"model.name": "iris"})
+    made = [
+        engine.build("model_in_image:1-digits-1", labels={"model.name": "digits"}),
+        engine.build("model_load:1"),
+        engine.build("model:iris-1", labels={"model.name": "iris"}),
+        engine.build("model_in_image:2-iris-1", labels={"model.name": "iris"}),
+        engine.build("model_in_image:3-iris-1", labels={"model.name": "iris"}),
+    ]
+
+    assert engine.prune(keep=2) == 0
+
+    assert old_iris not in engine.left()
+    assert engine.left() == made
+
+
+def test_a_build_from_the_cache_is_as_new_as_its_name(engine: Engine) -> None:
+    """Docker dates it like the first build that was like it; it was made for the next release."""
+    engine.build("model_load:1", own=b"the same")
+    engine.build("model_load:2")
+    again = engine.build("model_load:3", own=b"the same")
+
+    engine.prune(keep=1)
+
+    assert engine.left() == [again]
+
+
+def test_without_yes_nothing_is_removed(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is shown is what YES=1 does."""
+    made = [engine.build("model_load:1"), engine.build("model_load:2")]
+
+    assert engine.prune(yes=False) == 0
+
+    assert engine.left() == made
+    shown = {
+        line.split()[1].rpartition("/")[2]: line
+        for line in capsys.readouterr().out.splitlines()
+        if engine.registry in line
+    }
+    assert "would remove" in shown["model_load:1"]
+    assert "kept: among the newest 1" in shown["model_load:2"]
+
+
+def test_what_a_container_uses_stays(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one that does not run: it can be started again."""
+    used, unused = engine.build("model_load:1"), engine.build("model_load:2")
+    newest = engine.build("model_load:3")
+    name = engine.create(used)
+
+    assert engine.prune() == 0
+
+    assert unused not in engine.left()
+    assert engine.left() == [used, newest]
+    assert f"kept: used by container {name}" in capsys.readouterr().out
+
+
+def test_images_of_others_are_never_touched(engine: Engine) -> None:
+    """Not by a label that is alike, nor by labels inherited from ours, nor by a second name."""
+    others = [
+        engine.build("model_load:1", labels={REVISION: ""}),
+        engine.build("model_load:2", labels={TITLE: "another"}),
+    ]
+    engine.build("model_load:3")
+    derived = f"FROM {engine.registry}/model_load:3\nCOPY own /theirs"
+    others += [engine.build_theirs("theirs:1", derived), engine.build("model_load:4")]
+    docker("tag", others[-1], f"{engine.registry}/mine:4")
+    newest = engine.build("model_load:5")
+
+    assert engine.prune() == 0
+
+    assert engine.left() == [*others, newest]
+
+
+def test_another_registry_is_not_looked_at(engine: Engine) -> None:
+    engine.build("model_load:1")
+    other = engine.build("below/model_load:2")
+    engine.build("model_load:3")
+
+    assert prune("none", 1, yes=True, registry=f"{engine.registry}/below/") == 0
+
+    assert other in engine.left()
+    assert len(engine.left()) == 3
+
+
+def test_an_image_that_was_built_over_goes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not push out a release that still has a name, though it is newer."""
+    title = f"model-{uuid.uuid4().hex[:12]}"
+    monkeypatch.setattr(docker_images, "TITLES", (title,))
+    release = engine.build(f"{title}:1")
+    nameless = engine.build(None, labels={TITLE: title})
+
+    assert [image.id for image in find("").images] == [nameless, release]
+    assert prune("none", 1, yes=True) == 0
+
+    assert engine.left() == [release]
+
+
+def test_all_names_of_an_image_go(engine: Engine) -> None:
+    first = engine.build("model_load:1")
+    docker("tag", first, f"{engine.registry}/model_load:one")
+    newest = engine.build("model_load:2")
+
+    assert engine.prune() == 0
+
+    assert engine.left() == [newest]
+
+
+def test_only_what_no_image_has_any_more_is_freed(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shared layer stays while one image has it, and is counted once when all go."""
+    common, shared = os.urandom(400_000), os.urandom(90_000)
+    engine.build("model_load:1", base=common, own=os.urandom(30_000))
+    engine.build_theirs("theirs:1", "FROM scratch\nCOPY base /base\n")
+    engine.build("model_load:2", base=shared, own=os.urandom(10_000))
+    engine.build("model_load:3", base=shared, own=os.urandom(20_000))
+    engine.build("model_load:4", base=b"small")
+
+    engine.prune(yes=False)
+    would_free = capsys.readouterr().out
+    engine.prune()
+    freed = capsys.readouterr().out
+
+    expected = 30 + 10 + 20 + 90
+    for text, pattern in ((would_free, "Would free SIZE of"), (freed, "Freed SIZE of")):
+        assert kilobytes(text, pattern) == pytest.approx(expected, rel=0.1)
+        assert kilobytes(text, "of SIZE, the bytes") == pytest.approx(expected + 400, rel=0.1)
+
+
+def test_what_docker_refuses_does_not_stop_the_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A container that starts after Docker was asked; nothing is forced."""
+    goes, used = engine.build("model_load:1", os.urandom(50_000)), engine.build("model_load:2")
+    goes_too, newest = (
+        engine.build("model_load:3", os.urandom(50_000)),
+        engine.build("model_load:4"),
+    )
+    monkeypatch.setattr(prune_module, "_containers", lambda _: [])
+    engine.create(used)
+
+    assert engine.prune() == 1
+
+    assert not {goes, goes_too} & {*engine.left()}
+    assert engine.left() == [used, newest]
+    shown = capsys.readouterr().out
+    assert re.search(r"model_load:2 .*NOT removed: ", shown)
+    assert kilobytes(shown, "Freed SIZE of") == pytest.approx(100, rel=0.1)
+
+
+def test_artifacts_are_counted_and_stay(
+    engine: Engine, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside images they are what releases cost; a version is never removed."""
+    size = sum(file.stat().st_size for file in artifact.iterdir())
+    store = artifact.parent.parent
+    (artifact.parent / "aliases").mkdir()
+    (artifact.parent / "aliases" / "stable").write_text("1")
+
+    engine.prune(store=str(store))
+    engine.prune(store="s3://bucket/models")
+    engine.prune(store="https://user:zq@cdn/models")
+
+    shown = capsys.readouterr().out
+    assert f"Artifacts: 1 in {store}, {size / 1000:.1f} kB; none is removed." in shown
+    assert "not counted, because STORE=s3://bucket/models is no local directory" in shown
+    assert "not counted, because STORE=https://…@cdn/models is no local directory" in shown
+    assert artifact.exists()
+
+
+def test_the_newest_cannot_be_asked_away() -> None:
+    """What was built last is not deployed yet."""
+    with pytest.raises(PruneError, match="KEEP: expected 1 or more, got 0"):
+        prune("none", 0, yes=True)
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (["echo refused >&2; exit 1"], "kubectl get: refused"),
+        (["echo '{\"items\": 7}'"], "expected a list of pods and ReplicaSets, got"),
+        (["exit 0", "echo error loading config file >&2; exit 1"], "error loading config file"),
+    ],
+)
+def test_nothing_is_removed_if_a_configured_cluster_cannot_be_asked(
+    engine: Engine, kubectl: Kubectl, answers: list[str], said: str
+) -> None:
+    """It may run, or want back, any of them."""
+    made = [engine.build("model_load:1"), engine.build("model_load:2")]
+    kubectl.answers(*answers)
+
+    with pytest.raises(PruneError, match=said) as refused:
+        engine.prune()
+
+    assert "Nothing was removed" in str(refused.value)
+    assert engine.left() == made
+
+
+def test_a_cluster_that_does_not_answer_is_not_waited_for(
+    kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is what kubectl has started, to log in for example."""
+    monkeypatch.setattr(kubectl_module, "_SECONDS", 0.5)
+    kubectl.answers("exit 0", context=f"{shutil.which('sleep', path=os.defpath)} 5")
+    started = time.monotonic()
+
+    with pytest.raises(PruneError, match="no answer within"):
+        prune("none", 1, yes=True, registry="127.0.0.1/nobody")
+
+    assert time.monotonic() - started < 4
+
+
+def test_nothing_is_removed_if_kubectl_is_missing_for_a_configured_cluster(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [engine.build("model_load:1"), engine.build("model_load:2")]
+    (tmp_path / "config").write_text("clusters: []")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+
+    with pytest.raises(PruneError, match="config may name a cluster"):
+        engine.prune()
+
+    assert engine.left() == made
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_without_a_cluster_docker_alone_is_asked(
+    engine: Engine, kubectl: Kubectl, capsys: pytest.CaptureFixture[str], *, installed: bool
+) -> None:
+    """And that is said, for who believes that one is configured."""
+    if installed:
+        kubectl.answers("exit 1", "echo 'error: current-context is not set' >&2; exit 1")
+    engine.build("model_load:1")
+    newest = engine.build("model_load:2")
+
+    assert engine.prune() == 0
+
+    assert engine.left() == [newest]
+    assert "No cluster is configured" in capsys.readouterr().out
+
+
+def test_what_the_cluster_needs_stays(
+    engine: Engine, kubectl: Kubectl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a ReplicaSet without pods names is what a rollback brings back."""
+    names = [f"{engine.registry}/{name}" for name in ("model_load:1", "model_load:2", "model:1")]
+    needed = [engine.build("model_load:1"), engine.build("model_load:2"), engine.build("model:1")]
+    moved = engine.build("model_load:3")
+    engine.build("model_load:4")
+    newest = [engine.build("model:5"), engine.build("model_load:5")]
+    in_set = {"containers": [{"name": "server", "image": names[0]}]}
+    in_pod = {
+        "initContainers": [{"image": names[1]}],
+        "containers": [{"image": "elsewhere/model_load:4"}],
+        "volumes": [{"name": "tmp"}, {"image": {"reference": names[2]}}],
+    }
+    status = {"containerStatuses": [{"imageID": f"docker-pullable://{moved}"}, {"imageID": ""}]}
+    kubectl.answers(
+        answer(
+            {"kind": "ReplicaSet", "spec": {"replicas": 0, "template": {"spec": in_set}}},
+            {"kind": "Pod", "spec": in_pod, "status": status},
+        )
+    )
+
+    assert engine.prune() == 0
+
+    assert engine.left() == [*needed, moved, *newest]
+    shown = capsys.readouterr().out
+    assert "cluster of the context kind-test" in shown
+    assert shown.count("kept: the cluster needs it") == 4
+
+
+@pytest.mark.parametrize(
+    ("reference", "is_it"),
+    [
+        ("model_load:1", True),
+        ("docker.io/library/model_load:1", True),
+        ("index.docker.io/library/model_load:1", True),
+        ("host:5000/model_load", True),
+        ("host:5000/model_load:latest", True),
+        ("model_load:1@sha256:moved", True),
+        ("anywhere/else@sha256:pushed", True),
+        ("sha256:image", True),
+        ("model_load:2", False),
+        ("model_load", False),
+        ("host:5000/model_load:1", False),
+        ("docker.io/acme/model_load:1", False),
+        ("host:5000/model_load@sha256:other", False),
+        ("", False),
+    ],
+)
+def test_a_cluster_calls_an_image_by_another_name(reference: str, *, is_it: bool) -> None:
+    """A node writes names in full, with a digest where it knows one."""
+    image = Image(
+        id="sha256:image",
+        title="model_load",
+        model="",
+        names=("model_load:1", "host:5000/model_load:latest"),
+        digests=frozenset(["sha256:image", "sha256:pushed"]),
+        made=datetime.now(UTC),
+        layers=(),
+    )
+
+    assert image.is_called(reference) is is_it
