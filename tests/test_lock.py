@@ -1,4 +1,4 @@
-"""The locks: one resolution, slices of it, and nothing installed that is not pinned."""
+"""The lock files: slices of one resolution, hash-pinned, and complete for the code that they serve."""
 
 import re
 import subprocess
@@ -14,10 +14,12 @@ LOCKS = {
     "all": ROOT / "requirements.txt",
     "dev": ROOT / "requirements-dev.txt",
 }
+# The server uses private interfaces of these packages.
+PINNED_TO_A_MINOR_VERSION = {"gunicorn", "uvicorn", "uvicorn-worker"}
 
 
 def pinned(name: str) -> dict[str, str]:
-    """The pins of a lock, hashes included, by package."""
+    """Return the pins of a lock, hashes included, by package."""
     entries = re.split(r"\n(?=[a-z0-9])", LOCKS[name].read_text(encoding="utf-8"))
     return {
         entry.split("==")[0]: re.sub(r"\s*#.*", "", entry).strip()
@@ -26,17 +28,21 @@ def pinned(name: str) -> dict[str, str]:
     }
 
 
-def wanted(*groups: str) -> set[str]:
-    """What pyproject.toml asks for."""
+def declared(*groups: str) -> dict[str, str]:
+    """Return the requirements of pyproject.toml and of these groups, by package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    asked = [project["project"]["dependencies"]]
-    asked += [project["dependency-groups"][group] for group in groups]
-    return {re.split(r"[<>=!~; \[]", name)[0] for part in asked for name in part}
+    parts = [project["project"]["dependencies"]]
+    parts += [project["dependency-groups"][group] for group in groups]
+    return {
+        re.split(r"[<>=!~; \[]", requirement)[0]: requirement
+        for part in parts
+        for requirement in part
+    }
 
 
 @pytest.mark.parametrize(("part", "whole"), [("serving", "all"), ("all", "dev")])
-def test_a_lock_is_a_slice_of_the_larger_one(part: str, whole: str) -> None:
-    """Training, tests and images run the same bytes."""
+def test_a_lock_is_a_slice_of_the_larger_lock(part: str, whole: str) -> None:
+    """Training, tests, and images run the same bytes."""
     larger = pinned(whole)
 
     assert {name: larger.get(name) for name in pinned(part)} == pinned(part)
@@ -50,18 +56,26 @@ def test_a_lock_is_a_slice_of_the_larger_one(part: str, whole: str) -> None:
         ("dev", ("training", "release", "test", "dev")),
     ],
 )
-def test_a_lock_has_what_the_project_asks_for(lock: str, groups: tuple[str, ...]) -> None:
-    assert wanted(*groups) <= set(pinned(lock))
+def test_a_lock_has_every_declared_dependency(lock: str, groups: tuple[str, ...]) -> None:
+    assert set(declared(*groups)) <= set(pinned(lock))
+
+
+@pytest.mark.parametrize("package", sorted(PINNED_TO_A_MINOR_VERSION))
+def test_packages_with_private_interfaces_in_use_are_pinned_to_a_minor_version(
+    package: str,
+) -> None:
+    """`make lock UPGRADE=1` must not install a version whose internals nobody has checked."""
+    assert re.fullmatch(rf"{package}~=\d+\.\d+\.\d+", declared()[package])
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_every_pin_has_one_version_and_its_hashes(lock: str) -> None:
+def test_every_pin_has_exactly_one_version_and_its_hashes(lock: str) -> None:
     for entry in pinned(lock).values():
         assert re.match(r"^[a-z0-9-]+==[0-9][^ ;]*( ; [^\\]+)? \\", entry)
         assert "--hash=sha256:" in entry
 
 
-def test_the_images_have_nothing_that_only_training_or_tests_need() -> None:
+def test_images_contain_no_package_of_training_or_tests() -> None:
     """The serving side never imports scikit-learn."""
     absent = {
         *("scikit-learn", "skl2onnx", "onnx", "scipy", "pytest", "httpx", "typer", "rich"),
@@ -71,9 +85,8 @@ def test_the_images_have_nothing_that_only_training_or_tests_need() -> None:
     assert absent.isdisjoint(pinned("serving"))
 
 
-def test_the_server_imports_with_its_slice_alone() -> None:
-    """Every module that serving imports belongs to a package of the slice."""
-
+def test_the_server_imports_only_packages_of_its_lock() -> None:
+    """An undeclared import works on a developer's machine and fails in the image."""
     blocked = sorted(set(pinned("dev")) - set(pinned("serving")))
     code = (
         "import importlib.metadata as md, sys, serving.server.gunicorn, model_in_image.source, "
