@@ -1,4 +1,4 @@
-"""The lock files: slices of one resolution, hash-pinned, and complete for the code that they serve."""
+"""The lock files: slices of one resolution, pinned with hashes, complete for the code."""
 
 import re
 import subprocess
