@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from serving.settings import Mode, Settings
-from serving.workers.model_source import Source
+from serving.workers.model_source import ModelSource
 
 
 class ModelInImageSettings(Settings):
@@ -20,6 +20,6 @@ class ModelInImageSettings(Settings):
     model_dir: Path = Field(description="directory that holds model.onnx and contract.json")
 
 
-def find(settings: ModelInImageSettings) -> Source:
+def find(settings: ModelInImageSettings) -> ModelSource:
     """Return the artifact's directory as a source; it is there, and there is never another."""
-    return Source(lambda: settings.model_dir)
+    return ModelSource(lambda: settings.model_dir)

@@ -26,16 +26,16 @@ from model_load.cache import Cache
 from model_load.settings import ModelLoadSettings
 from serving import logs
 from serving.inference.model import Model
-from serving.workers.model_source import Current
-from serving.workers.shared_value import Shared
+from serving.workers.model_source import ServedVersion
+from serving.workers.shared_value import SharedValue
 
 _LONGEST_PAUSE_SECONDS = 300.0
 _JITTER = 0.1
 # For the alias, which is read again at the next poll anyway.
 _READ_SECONDS = 5.0
 _LONGEST_REASON = 4096
-_NOT_REFUSED: dict[str, Any] = {"refused": None, "refusal": None, "refusals": 0}
-_COUNTED = ("moves", "moves_seconds", "failures")
+_NOT_REJECTED: dict[str, Any] = {"rejected": None, "rejection_reason": None, "rejections": 0}
+_COUNTED = ("reloads", "reload_seconds", "reload_failures")
 # The first to go when memory is short.
 _OOM_SCORE = "1000"
 
@@ -47,7 +47,7 @@ class Follower:
     may be killed, or ends by itself when a try must end; the next one goes on from there.
     """
 
-    def __init__(self, settings: ModelLoadSettings, current: Shared[Current]) -> None:
+    def __init__(self, settings: ModelLoadSettings, current: SharedValue[ServedVersion]) -> None:
         self._settings = settings
         self._poll_seconds = settings.model_poll_seconds or 0
         self._current = current
@@ -60,8 +60,10 @@ class Follower:
         now = current.get()
         with suppress(StoreError):  # gone from the cache: the first poll pulls it again
             self._holding.enter_context(self._alias.hold(Path(now.directory)))
-        if now.trying:
-            self._refuse(now.trying, "the process that verified it was killed. Too little memory?")
+        if now.candidate:
+            self._refuse(
+                now.candidate, "the process that verified it was killed. Too little memory?"
+            )
 
     def run(self) -> NoReturn:
         """Look at the alias every MODEL_POLL_SECONDS, for as long as this process lives."""
@@ -78,7 +80,7 @@ class Follower:
         if self._trying and self._trying.is_alive():
             self._watch(version)
         elif version is not None and self._is_served(version):
-            self._note(**_NOT_REFUSED)
+            self._note(**_NOT_REJECTED)
         elif version is not None and self._is_due(version):
             self._verify_until = float("inf")
             self._trying = threading.Thread(target=self._try, args=(version,), name=version)
@@ -91,12 +93,12 @@ class Follower:
             version = self._alias.version()
         except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
             reason = _reason(error)
-            if now.unread is None:
+            if now.alias_error is None:
                 logs.error("alias_not_read", served=now.version, reason=reason)
             named = f"{self._alias.uri.name}@{self._alias.uri.alias}"
-            self._note(unread=self._fit_to_show(f"{named}: {reason}"), failures=1)
+            self._note(alias_error=self._fit_to_show(f"{named}: {reason}"), reload_failures=1)
             return None
-        self._note(unread=None, polled_at=time.time())
+        self._note(alias_error=None, polled_at=time.time())
         return version
 
     def _is_served(self, version: str) -> bool:
@@ -104,14 +106,14 @@ class Follower:
         return version == now.version and (Path(now.directory) / MODEL_FILE).is_file()
 
     def _is_due(self, version: str) -> bool:
-        return version != self._current.get().refused or time.monotonic() >= self._not_before
+        return version != self._current.get().rejected or time.monotonic() >= self._not_before
 
     def _watch(self, version: str | None) -> None:
         """End the try under way, and this process with it, when it is late or not wanted now."""
-        tried = str(self._current.get().trying)
+        tried = str(self._current.get().candidate)
         if version not in (None, tried):
             logs.info("try_abandoned", version=tried, wanted=version)
-            self._note(trying=None)
+            self._note(candidate=None)
             os._exit(0)
         if time.monotonic() > self._verify_until:
             seconds = self._settings.model_pull_seconds
@@ -120,9 +122,9 @@ class Follower:
 
     def _try(self, version: str) -> None:
         """Make a version the one that is current; whatever goes wrong, leave the last good one."""
-        if version != self._current.get().refused:
-            self._note(**_NOT_REFUSED)
-        self._note(trying=version)
+        if version != self._current.get().rejected:
+            self._note(**_NOT_REJECTED)
+        self._note(candidate=version)
         try:
             self._move(version)
         except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
@@ -137,34 +139,36 @@ class Follower:
             contract = verify_files(directory)
             Model.open(directory, contract, max_rows=self._settings.max_batch_rows)
             if self._alias.version() != version:
-                self._note(trying=None)  # moved on meanwhile: never serve what was withdrawn
+                self._note(candidate=None)  # moved on meanwhile: never serve what was withdrawn
                 return
             self._holding.close()
             self._holding = holding.pop_all()
         self._note(
             version=version,
             directory=str(directory),
-            trying=None,
-            moves=1,
-            moves_seconds=time.monotonic() - began,
-            **_NOT_REFUSED,
+            candidate=None,
+            reloads=1,
+            reload_seconds=time.monotonic() - began,
+            **_NOT_REJECTED,
         )
 
     def _refuse(self, version: str, reason: str) -> None:
         """Keep what is served and say why: as an error once a reason, and later try again."""
         now = self._current.get()
         shown = self._fit_to_show(f"{self._alias.uri.name}/{version}: {reason}")
-        if version != now.refused or _without_numbers(shown) != _without_numbers(now.refusal or ""):
+        if version != now.rejected or _without_numbers(shown) != _without_numbers(
+            now.rejection_reason or ""
+        ):
             logs.error("model_refused", version=version, served=now.version, reason=reason)
-        refusals = now.refusals + 1 if version == now.refused else 1
-        pause = min(_LONGEST_PAUSE_SECONDS, self._poll_seconds * 2 ** min(refusals - 1, 30))
+        rejections = now.rejections + 1 if version == now.rejected else 1
+        pause = min(_LONGEST_PAUSE_SECONDS, self._poll_seconds * 2 ** min(rejections - 1, 30))
         self._not_before = time.monotonic() + pause
         self._note(
-            trying=None,
-            refused=version,
-            refusal=shown,
-            refusals=refusals,
-            failures=1,
+            candidate=None,
+            rejected=version,
+            rejection_reason=shown,
+            rejections=rejections,
+            reload_failures=1,
         )
 
     def _fit_to_show(self, reason: str) -> str:

@@ -18,12 +18,12 @@ from artifact.uri import ArtifactUri, is_bucket
 from model_load.alias import local_artifact
 from model_load.cache import Cache, hold
 from model_load.settings import ModelLoadSettings
-from serving.workers.forked import Child
-from serving.workers.model_source import Current, Source
-from serving.workers.shared_value import Shared
+from serving.workers.forked import ForkedTask
+from serving.workers.model_source import ModelSource, ServedVersion
+from serving.workers.shared_value import SharedValue
 
 
-def find(settings: ModelLoadSettings) -> Source:
+def find(settings: ModelLoadSettings) -> ModelSource:
     """Begin to get the artifact; return what waits for it, and what follows its alias.
 
     A local one is opened in place. One in a bucket is pulled by a child while this process
@@ -31,7 +31,7 @@ def find(settings: ModelLoadSettings) -> Source:
     """
     if settings.model_dir is not None:
         directory = settings.model_dir
-        return Source(lambda: directory)
+        return ModelSource(lambda: directory)
     uri, holding = str(settings.model_uri), contextlib.ExitStack()
     if is_bucket(uri):
         wait = _begin_to_pull(ArtifactUri.parse(uri), settings, holding)
@@ -39,14 +39,14 @@ def find(settings: ModelLoadSettings) -> Source:
         path = local_artifact(uri)
         wait = partial(Path, path)
     if settings.model_poll_seconds is None:
-        return Source(wait)
-    return Source(wait, partial(_follow, settings, holding), holding.close)
+        return ModelSource(wait)
+    return ModelSource(wait, partial(_follow, settings, holding), holding.close)
 
 
 def _begin_to_pull(
     uri: ArtifactUri, settings: ModelLoadSettings, holding: contextlib.ExitStack
 ) -> Callable[[], Path]:
-    child = Child(lambda: _pull(uri, settings))
+    child = ForkedTask(lambda: _pull(uri, settings))
 
     def wait() -> Path:
         said = child.result()
@@ -85,7 +85,9 @@ def _result(uri: ArtifactUri, said: dict[str, Any]) -> Path:
 
 
 def _follow(
-    settings: ModelLoadSettings, inherited: contextlib.ExitStack, current: Shared[Current]
+    settings: ModelLoadSettings,
+    inherited: contextlib.ExitStack,
+    current: SharedValue[ServedVersion],
 ) -> None:
     from model_load.alias_watcher import Follower  # noqa: PLC0415 - not before the first pull has begun
 

@@ -14,8 +14,8 @@ from serving import logs
 from serving.inference.batcher import Runner
 from serving.inference.model import Model
 from serving.metrics.metrics import Metrics
-from serving.workers.model_source import Current
-from serving.workers.shared_value import Shared, Turn
+from serving.workers.model_source import ServedVersion
+from serving.workers.shared_value import InterProcessLock, SharedValue
 
 _LOOK_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -29,10 +29,10 @@ class Reloader:
 
     def __init__(
         self,
-        current: Shared[Current],
+        current: SharedValue[ServedVersion],
         runner: Runner,
         metrics: Metrics,
-        open_model: Callable[[Current], Model],
+        open_model: Callable[[ServedVersion], Model],
         serve: Callable[[Model], None],
     ) -> None:
         self._current = current
@@ -41,14 +41,14 @@ class Reloader:
         self._open_model = open_model
         self._serve = serve
         # One worker after the other: a swap takes memory for several models.
-        self._turn = Turn()
+        self._turn = InterProcessLock()
         self._stopped = threading.Event()
         self._served = self._tried = current.get()
         self._failures = 0
         self._not_before = 0.0
         self._failure: str | None = None
 
-    def start(self, served: Current) -> None:
+    def start(self, served: ServedVersion) -> None:
         """Begin with what this worker serves; call from the event loop."""
         self._served = self._tried = served
         # A daemon: a large model that is being opened does not hold up the end.
@@ -62,16 +62,16 @@ class Reloader:
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._stopped.wait(_LOOK_SECONDS):
             now = self._current.get()
-            if now.is_of(self._served):
+            if now.is_same_artifact(self._served):
                 self._failure = None
-            elif not now.is_of(self._tried) or time.monotonic() >= self._not_before:
+            elif not now.is_same_artifact(self._tried) or time.monotonic() >= self._not_before:
                 self._swap(now, loop)
             self._runner.degraded = self._failure or now.degraded
             self._metrics.degraded.set(self._runner.degraded is not None)
 
-    def _swap(self, now: Current, loop: asyncio.AbstractEventLoop) -> None:
+    def _swap(self, now: ServedVersion, loop: asyncio.AbstractEventLoop) -> None:
         """Open what is current and serve it; keep what is served when that fails."""
-        if not now.is_of(self._tried):
+        if not now.is_same_artifact(self._tried):
             self._failures = 0
         self._tried = now
         try:
@@ -85,7 +85,7 @@ class Reloader:
             loop.call_soon_threadsafe(self._serve, model)
             self._served, self._failure = now, None
 
-    def _note_failure(self, now: Current, error: Exception) -> None:
+    def _note_failure(self, now: ServedVersion, error: Exception) -> None:
         self._not_before = time.monotonic() + min(_LONGEST_PAUSE_SECONDS, 2.0**self._failures)
         self._metrics.open_failures.add(1)
         why = error.differences if isinstance(error, ContractMismatch) else [type(error).__name__]

@@ -5,8 +5,8 @@ Made by app.py. The numbers are in counters.py; here they get a meaning, in expo
 
 from artifact.contract import Contract
 from serving.metrics.counters import Counters, Distribution, Number
-from serving.workers.model_source import Current
-from serving.workers.shared_value import Shared
+from serving.workers.model_source import ServedVersion
+from serving.workers.shared_value import SharedValue
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -34,7 +34,9 @@ class Metrics:
     counters: where its workers count. current: what the server serves, if that may change.
     """
 
-    def __init__(self, counters: Counters, current: Shared[Current] | None = None) -> None:
+    def __init__(
+        self, counters: Counters, current: SharedValue[ServedVersion] | None = None
+    ) -> None:
         self._counters = counters
         self.current = current
         self.endpoints: dict[str, EndpointMetrics] = {}

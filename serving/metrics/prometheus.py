@@ -19,7 +19,7 @@ from prometheus_client.utils import floatToGoString
 
 from serving.metrics.counters import Distribution
 from serving.metrics.metrics import STATUS_CLASSES, Metrics
-from serving.workers.model_source import Current
+from serving.workers.model_source import ServedVersion
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -107,19 +107,19 @@ def _of_the_model(metrics: Metrics) -> Iterator[Metric]:
     )
 
 
-def _of_following(now: Current) -> Iterator[Metric]:
+def _of_following(now: ServedVersion) -> Iterator[Metric]:
     """Yield what came of following an alias: facts of the server, the same in every worker."""
     moves = CounterMetricFamily(
         "model_reloads", "Tries to follow the alias, by outcome.", labels=["outcome"]
     )
-    moves.add_metric(["success"], now.moves)
-    moves.add_metric(["failure"], now.failures)
+    moves.add_metric(["success"], now.reloads)
+    moves.add_metric(["failure"], now.reload_failures)
     yield moves
     yield SummaryMetricFamily(
         "model_reload_seconds",
         "Time to pull and verify what the alias names, where it came to be served.",
-        count_value=now.moves,
-        sum_value=now.moves_seconds,
+        count_value=now.reloads,
+        sum_value=now.reload_seconds,
     )
     yield GaugeMetricFamily(
         "model_alias_read_timestamp_seconds",

@@ -35,8 +35,8 @@ from serving.inference.reloader import Reloader
 from serving.metrics.counters import Counters
 from serving.metrics.metrics import Metrics
 from serving.settings import Settings
-from serving.workers.model_source import Current
-from serving.workers.shared_value import Shared
+from serving.workers.model_source import ServedVersion
+from serving.workers.shared_value import SharedValue
 
 # For workers that are being replaced.
 _SPARE_ROWS = 8
@@ -63,9 +63,9 @@ class App:
     def __init__(
         self, settings: Settings, contract: Contract, directory: Path, *, follows: bool
     ) -> None:
-        self._first = Current(contract.version, str(directory), polled_at=time.time())
-        self.current = Shared(self._first)
-        self.any_ready = Shared(False)  # noqa: FBT003 - it is the value
+        self._first = ServedVersion(contract.version, str(directory), polled_at=time.time())
+        self.current = SharedValue(self._first)
+        self.any_ready = SharedValue(False)  # noqa: FBT003 - it is the value
         self.startup_failure: str | None = None
         self._settings = settings
         self._verified = contract
@@ -185,7 +185,7 @@ class App:
 
         return Documented(self._runner, self._public_probes.values())
 
-    async def _begin(self) -> Current | None:
+    async def _begin(self) -> ServedVersion | None:
         """Serve what is current and return it; None when that failed and is to be tried again.
 
         Raises what is wrong while no worker was ever ready. After that gunicorn would end
@@ -210,14 +210,14 @@ class App:
 
     async def _pause(self) -> None:
         """Wait before another try, no longer than until something else is current."""
-        before, ends = self.current.get().moves, time.monotonic() + _PAUSE_SECONDS
-        while self.current.get().moves == before and time.monotonic() < ends:  # noqa: ASYNC110 - set by another process
+        before, ends = self.current.get().reloads, time.monotonic() + _PAUSE_SECONDS
+        while self.current.get().reloads == before and time.monotonic() < ends:  # noqa: ASYNC110 - set by another process
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _open(self, current: Current) -> Model:
+    def _open(self, current: ServedVersion) -> Model:
         """Open what is current; what was verified before the fork is not verified again."""
         directory, contract = Path(current.directory), self._verified
-        if self.any_ready.get() or not current.is_of(self._first):
+        if self.any_ready.get() or not current.is_same_artifact(self._first):
             contract = verify_files(directory, self._settings.contract_sha256)
         return Model.open(directory, contract, max_rows=self._settings.max_batch_rows)
 

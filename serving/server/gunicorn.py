@@ -30,9 +30,9 @@ from serving.server.app import App, create_app
 from serving.server.http_protocol import HttpProtocol
 from serving.settings import Settings
 from serving.workers.container import shared_memory
-from serving.workers.forked import Child
-from serving.workers.model_source import Source
-from serving.workers.shared_value import Shared
+from serving.workers.forked import ForkedTask
+from serving.workers.model_source import ModelSource
+from serving.workers.shared_value import SharedValue
 
 _FAILURE_BYTES = 1 << 17
 _LONGEST_FAILURE = _FAILURE_BYTES // 6  # characters, as JSON at worst
@@ -49,7 +49,7 @@ _POLL_SECONDS = 0.02
 _LAST_REQUESTS_SECONDS = 0.5
 
 
-def serve(settings: Settings, source: Source) -> int:
+def serve(settings: Settings, source: ModelSource) -> int:
     """Serve an artifact until TERM, as this very process; return its status.
 
     Raises StartupError when there is none or a port is taken, and ContractMismatch as
@@ -64,7 +64,7 @@ def serve(settings: Settings, source: Source) -> int:
         ports["management_port"] = management.getsockname()[1]
     # A port of 0 has become a real one.
     settings = settings.model_copy(update=ports)
-    app = create_app(settings, directory, follows=source.follow is not None)
+    app = create_app(settings, directory, follows=source.watch is not None)
     application = Application(settings, app, sockets, source)
     try:
         Master(application).run()
@@ -102,7 +102,7 @@ class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no type
     """The app with gunicorn's configuration for it."""
 
     def __init__(
-        self, settings: Settings, app: App, sockets: list[socket.socket], source: Source
+        self, settings: Settings, app: App, sockets: list[socket.socket], source: ModelSource
     ) -> None:
         self.mode = settings.mode
         self.source = source
@@ -110,7 +110,7 @@ class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no type
         self._app = app
         self._binds = [f"fd://{bound.detach()}" for bound in sockets]
         # The first worker that cannot serve its model says why.
-        self.failure = Shared("", size_bytes=_FAILURE_BYTES)
+        self.failure = SharedValue("", size_bytes=_FAILURE_BYTES)
         super().__init__()
 
     def load_config(self) -> None:
@@ -152,7 +152,7 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
     It also keeps the process alive that follows the source of the model, if that may change.
     """
 
-    _follower: Child | None = None
+    _follower: ForkedTask | None = None
     _follower_started = 0.0
 
     def __init__(self, app: Application) -> None:
@@ -173,20 +173,20 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
 
     def _keep_following(self) -> None:
         source, now = self.app.source, time.monotonic()
-        if source.follow is None or now < self._follower_started + _FOLLOWER_PAUSE_SECONDS:
+        if source.watch is None or now < self._follower_started + _FOLLOWER_PAUSE_SECONDS:
             return
         if self._follower is not None:
-            if not self._follower.ended():
+            if not self._follower.is_done():
                 return
-            self._follower.forget()
+            self._follower.close()
             self._follower = None
         self._follower_started = now
         try:
-            self._follower = Child(partial(source.follow, self.app.callable.current))
+            self._follower = ForkedTask(partial(source.watch, self.app.callable.current))
         except OSError as error:  # of no harm to the workers
             logs.error("follower_not_started", reason=error.strerror)
         else:
-            source.let_go()
+            source.release()
 
     def spawn_worker(self) -> Any:
         """Fork with TERM held back: one that came before the child could heed it would be lost."""

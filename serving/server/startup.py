@@ -13,12 +13,12 @@ from artifact.redact import redact
 from serving import logs
 from serving.errors import StartupError
 from serving.settings import Settings
-from serving.workers.model_source import Source
+from serving.workers.model_source import ModelSource
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def run(settings_type: type[AnySettings], find: Callable[[AnySettings], Source]) -> int:
+def run(settings_type: type[AnySettings], find: Callable[[AnySettings], ModelSource]) -> int:
     """Serve the artifact that find() finds, until TERM.
 
     find: begins, and returns a source that waits; imports go on meanwhile.

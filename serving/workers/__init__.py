@@ -1,1 +1,1 @@
-"""Processes: what the master and its workers share."""
+"""Processes: forked tasks, memory and locks that workers share, and the source of the model."""

@@ -1,6 +1,6 @@
-"""What is different for a process in a container: it may be PID 1, on a read-only file system.
+"""Adapt the process to a container, where it may be PID 1 on a read-only file system.
 
-Imported before anything else, so it imports nothing that takes time.
+Imported before every other module, so it imports nothing that takes time.
 """
 
 import os
@@ -8,7 +8,11 @@ import signal
 
 
 def exit_at_once_on_term() -> None:
-    """Let TERM and INT end this process until the server takes them over: nothing is lost yet."""
+    """End the process at once on TERM and INT until the server installs its own handlers.
+
+    The kernel ignores a signal to PID 1 that has no handler, so a start could not be stopped.
+    Ending at once is safe: no request has been accepted yet.
+    """
 
     def end(*_: object) -> None:
         os._exit(0)
@@ -18,6 +22,6 @@ def exit_at_once_on_term() -> None:
 
 
 def shared_memory() -> str | None:
-    """Return a folder in memory, there in a read-only container too; None without one."""
-    path = "/dev/shm"  # noqa: S108 - each use makes a private folder in it
+    """Return a folder in memory, writable in a read-only container too; None if it is missing."""
+    path = "/dev/shm"  # noqa: S108 - each use creates a private file in it
     return path if os.access(path, os.W_OK) else None

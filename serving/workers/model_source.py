@@ -1,6 +1,7 @@
-"""Where a model is: all that a release mode tells the server.
+"""Describe where a model comes from: the interface between a release mode and the server.
 
-Made by model_in_image and model_load, used by process.py, server.py and app.py.
+The server sees a verified local directory and, if the model may change, a value in shared
+memory that names the version to serve.
 """
 
 from collections.abc import Callable
@@ -10,51 +11,49 @@ from typing import Self
 
 import msgspec
 
-from serving.workers.shared_value import Shared
+from serving.workers.shared_value import SharedValue
 
 
-class Current(msgspec.Struct, frozen=True):
-    """The artifact that every worker of a server is to serve now, and why it is no newer one.
-
-    trying: the version that is being pulled and verified. refused: one that could not be,
-    for the reason `refusal`, refusals times in a row. unread: why the alias could not be
-    read. moves, failures: how often in all following it succeeded and failed; moves_seconds:
-    how long the successes took together. polled_at: when the alias was last read, in seconds
-    since 1970.
-    """
+class ServedVersion(msgspec.Struct, frozen=True):
+    """The artifact that every worker of a server has to serve, and the state of its alias."""
 
     version: str
     directory: str
-    trying: str | None = None
-    refused: str | None = None
-    refusal: str | None = None
-    refusals: int = 0
-    unread: str | None = None
-    moves: int = 0
-    failures: int = 0
-    moves_seconds: float = 0
+    # The version that is being pulled and verified.
+    candidate: str | None = None
+    # The version of the alias that could not be served, and why.
+    rejected: str | None = None
+    rejection_reason: str | None = None
+    # How often in a row it was rejected.
+    rejections: int = 0
+    # Why the alias could not be read.
+    alias_error: str | None = None
+    # Successful and failed changes of the version since the start of the server.
+    reloads: int = 0
+    reload_failures: int = 0
+    # The sum of the durations of the successful ones.
+    reload_seconds: float = 0
+    # When the alias was last read, in seconds since 1970.
     polled_at: float = 0
 
     @property
     def degraded(self) -> str | None:
-        """Why it is not what the alias names, as far as is known; None when it is."""
-        return self.unread or self.refusal
+        """Why the server does not serve the version that the alias names; None if it does."""
+        return self.alias_error or self.rejection_reason
 
-    def is_of(self, other: Self) -> bool:
-        """Tell whether it is the same artifact."""
+    def is_same_artifact(self, other: Self) -> bool:
+        """Return whether both are one artifact; the state of the alias may differ."""
         return (self.version, self.directory) == (other.version, other.directory)
 
 
 @dataclass(frozen=True)
-class Source:
-    """An artifact, and what learns of its successors.
+class ModelSource:
+    """An artifact, and the process that watches for its successors if there may be any."""
 
-    directory: waits until the artifact is there and returns where. Raises StartupError.
-    follow: keeps what is current up to date, for as long as the process lives that it is
-    given; None where the artifact stays the same. let_go: leaves to that process what
-    keeps the artifact from being removed.
-    """
-
+    # Waits until the artifact is complete and returns its directory. Raises StartupError.
     directory: Callable[[], Path]
-    follow: Callable[[Shared[Current]], None] | None = None
-    let_go: Callable[[], None] = lambda: None
+    # Keeps the shared value up to date; runs in a process of its own and never returns. None if
+    # the artifact never changes.
+    watch: Callable[[SharedValue[ServedVersion]], None] | None = None
+    # Frees the lock that protects the artifact in the cache: the watching process has its own.
+    release: Callable[[], None] = lambda: None

@@ -25,7 +25,7 @@ from serving.logs import JsonFormatter
 from serving.metrics.counters import Counters
 from serving.metrics.metrics import Metrics
 from serving.server.app import DOCUMENTED, App, create_app
-from serving.workers.model_source import Current
+from serving.workers.model_source import ServedVersion
 from tests.servers import ROWS, Start
 from training.import_onnx import make_contract
 
@@ -88,7 +88,7 @@ def test_a_worker_opens_what_is_current_by_its_own_contract(store: Path, tmp_pat
     contract = read_contract(second)
     (second / "contract.json").write_text(contract.model_copy(update={"version": "2"}).to_json())
     app = app_of(store / "iris" / "1")
-    app.current.set(Current("2", str(second)))
+    app.current.set(ServedVersion("2", str(second)))
 
     async def ask() -> httpx.Response:
         async with app.running(), client_of(app) as client:
