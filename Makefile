@@ -178,7 +178,8 @@ check: setup-dev ## Lint, format, types; locks and README in step with the code
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
-	@.venv/bin/python -m pytest -q tests/test_lock.py tests/test_docs.py
+	@.venv/bin/lint-imports --no-logo --no-cache
+	@.venv/bin/python -m pytest -q tests/test_lock.py tests/test_docs.py tests/test_wording.py
 
 bench: setup ## Measure this server, its peers and the limit side by side, with wrk: SYSTEMS=a,b SCENARIOS=a,b SECONDS=1 ROUNDS=9 CHECK=1
 	@.venv/bin/python -m benchmarks $(call option,SYSTEMS,systems) $(call option,SCENARIOS,scenarios) \
