@@ -16,7 +16,7 @@ from release.audit.pins import LOCKS
 from release.compatibility.matrix import Matrix
 from release.compatibility.record import Compatibility
 from release.failures import failures_as_text
-from release.images.build import Release
+from release.images.build import ReleaseImages
 from release.images.prune import prune as prune_images
 from release.inventory.drift import disagreements, known_problems, notes
 from release.inventory.replica import ask
@@ -74,7 +74,7 @@ def build(
 ) -> None:
     """Build the image of each mode, and say what they weigh."""
     with failures_as_text():
-        Release.of(model, store, image_tag, registry).build()
+        ReleaseImages.of(model, store, image_tag, registry).build()
 
 
 @cli.command()
@@ -89,8 +89,8 @@ def sbom(
     from release.images.sbom import write  # noqa: PLC0415 - its library is for development
 
     with failures_as_text():
-        release = Release.of(model, store, image_tag, registry)
-        for image in (release.image, release.server):
+        release = ReleaseImages.of(model, store, image_tag, registry)
+        for image in (release.model_in_image, release.model_load):
             print(write(image, to))
 
 
@@ -98,7 +98,7 @@ def sbom(
 def build_model(model: Model, store: Store, registry: Registry = None) -> None:
     """Build the artifact's own image, which Kubernetes can mount."""
     with failures_as_text():
-        Release.of(model, store, None, registry).build_data()
+        ReleaseImages.of(model, store, None, registry).build_model_image()
 
 
 @cli.command()

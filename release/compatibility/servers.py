@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from release.compatibility.volume import MOUNT
-from release.images.docker import REVISION, TITLE, DockerError, docker, prefix_of, repository
+from release.images.docker import REVISION, TITLE, DockerError, docker, registry_prefix, repository
 
 ROOT = Path(__file__).parent.parent.parent
 # Environments are made again when this directory is removed.
@@ -191,7 +191,7 @@ def local_servers(registry: str | None) -> list[ImageServer]:
 
     registry: what comes before the images' names; None and "" take all. Raises DockerError.
     """
-    only = [f"--filter=reference={prefix_of(registry)}*"] if registry else []
+    only = [f"--filter=reference={registry_prefix(registry)}*"] if registry else []
     ids = docker("images", "--quiet", "--no-trunc", f"--filter=label={TITLE}", *only).split()
     return grouped(json.loads(docker("image", "inspect", *dict.fromkeys(ids)))) if ids else []
 

@@ -28,7 +28,7 @@ def ended(directory: str, seconds: float) -> dict[str, str | int | None]:
     at = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         done = subprocess.run(  # noqa: S603 - this very Python
-            [sys.executable, "-m", "artifact.verify", directory],
+            [sys.executable, "-m", "serving.verify", directory],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from artifact.contract import CONTRACT_FILE, MODEL_FILE
-from release.images.docker import DockerError, docker, program
+from release.images.docker import DockerError, docker, docker_program
 
 MOUNT = "/artifacts"
 
@@ -38,7 +38,7 @@ def volume_with(store: Path, artifacts: Iterable[str], image: str) -> Iterator[s
 
 def _copy(store: Path, artifacts: Iterable[str], container: str) -> None:
     with subprocess.Popen(  # noqa: S603 - the user's own docker
-        [program(), "cp", "-", f"{container}:{MOUNT}"],
+        [docker_program(), "cp", "-", f"{container}:{MOUNT}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -52,7 +52,7 @@ def _copy(store: Path, artifacts: Iterable[str], container: str) -> None:
             copying.stdin.close()
         said = copying.stderr.read().decode(errors="replace").strip()
     if copying.returncode:
-        raise DockerError(f"{program()} cp: {said}")
+        raise DockerError(f"{docker_program()} cp: {said}")
 
 
 def _pack(store: Path, artifacts: Iterable[str], to: IO[bytes]) -> None:

@@ -1,1 +1,1 @@
-"""Build, list, describe, and remove images."""
+"""Build, describe, and remove the container images of this project."""

@@ -1,6 +1,7 @@
-"""A bill of materials (CycloneDX) of what is in an image: `make sbom`.
+"""Write a software bill of materials (SBOM) of an image in CycloneDX format: `make sbom`.
 
-Asked of the image itself, by running it: what is listed is what is there.
+The facts are collected inside a container of the image, so the SBOM lists the software that is
+installed there, not the software that a lock file names.
 """
 
 import json
@@ -16,8 +17,8 @@ from packageurl import PackageURL
 
 from release.images.docker import docker
 
-# Run in the image, which has none of this module's libraries: prints the facts as JSON.
-_ASK = """
+# Runs inside the image, so it imports the standard library only. Prints the facts as JSON.
+_FACTS_SCRIPT = """
 import json, os, platform
 from importlib import metadata
 from pathlib import Path
@@ -34,9 +35,9 @@ print(json.dumps({
 
 
 def write(image: str, directory: Path) -> Path:
-    """Write `<image>.cdx.json` into a directory, and return its path. Raises DockerError."""
+    """Write the SBOM to `<image>.cdx.json` in a directory; return its path. Raises DockerError."""
     options = ("--rm", "--pull=never", "--network=none", "--entrypoint=python")
-    facts = json.loads(docker("run", *options, image, "-c", _ASK))
+    facts = json.loads(docker("run", *options, image, "-c", _FACTS_SCRIPT))
     name, _, version = image.rpartition(":")
     container = Component(name=name, version=version, type=ComponentType.CONTAINER)
     bom = Bom(components=_components(facts))
@@ -49,22 +50,24 @@ def write(image: str, directory: Path) -> Path:
 
 
 def _components(facts: dict[str, Any]) -> list[Component]:
+    """Return a component for the system, for Python, for each package, and for the model."""
     system, version = facts["os"]["ID"], facts["os"].get("VERSION_ID")
     components = [
         Component(name=system, version=version, type=ComponentType.OPERATING_SYSTEM),
         _package("generic", "python", facts["python"]),
         *(_package("pypi", *package) for package in facts["python_packages"]),
         *(
-            # Without the distribution, osv-scanner does not know whose advisories to read.
+            # osv-scanner needs the qualifier `distro` to choose the advisories of this release.
             _package("deb", *package, system, distro=f"{system}-{version}")
-            for package in _debian(facts["debian_packages"])
+            for package in _debian_packages(facts["debian_packages"])
         ),
     ]
     return [*components, _model(facts["contract"])] if facts["contract"] else components
 
 
-def _debian(status: str) -> list[tuple[str, str]]:
-    """Return the installed packages of dpkg's record, which is written like mail headers."""
+def _debian_packages(status: str) -> list[tuple[str, str]]:
+    """Return name and version of the installed packages in dpkg's status file."""
+    # The file has one paragraph for each package, in the format of mail headers.
     records = map(message_from_string, status.strip().split("\n\n"))
     return [
         (record["Package"], record["Version"])

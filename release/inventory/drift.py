@@ -12,7 +12,7 @@ from artifact.redact import redact
 from release.audit import end_of_life, vulnerabilities
 from release.audit.check import Pin
 from release.images.docker import DockerError
-from release.images.docker_images import find
+from release.images.docker_images import local_images
 from release.images.prune import newest
 from release.inventory.replica import Replica
 from release.kubernetes.kubectl import ClusterError, server_version
@@ -140,7 +140,7 @@ def notes(replicas: list[Replica], keep: int = 3) -> Iterator[str]:
     if not any(one.answer["image"] for one in replicas):
         return
     try:
-        images = find("").images
+        images = local_images("").images
     except DockerError as error:
         yield f"which images `make prune` would remove was not asked: {error}"
         return

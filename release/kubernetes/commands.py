@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from artifact.contract import Name
 from release.failures import failures_as_text
-from release.images.build import Release
+from release.images.build import ReleaseImages
 from release.kubernetes import deploy as deployment
 from release.kubernetes.canary import Canary, InconclusiveError, Trial
 from release.kubernetes.deployment import find_instance
@@ -140,7 +140,9 @@ def _pair(
     image_tag: str | None,
     registry: str | None,
 ) -> Manifests:
-    manifests = pair(Release.of(model, store, image_tag, registry), _mode(mode), store, options)
+    manifests = pair(
+        ReleaseImages.of(model, store, image_tag, registry), _mode(mode), store, options
+    )
     instance = find_instance(options.namespace, manifests.contract.name, manifests.mode)
     return replace(manifests, deployed_as=instance)
 

@@ -14,7 +14,7 @@ from artifact.redact import redact
 from artifact.uri import StoreUri
 from artifact.verify import sha256_of
 from release.compatibility.record import supported
-from release.images.build import Release
+from release.images.build import ReleaseImages
 from release.images.docker import DockerError, docker, repository
 from release.kubernetes.deployment import Revision
 from release.kubernetes.kubectl import ClusterError, get
@@ -41,20 +41,20 @@ class Options:
     record: Path
 
 
-def pair(release: Release, mode: Mode, store: str, options: Options) -> Manifests:
+def pair(release: ReleaseImages, mode: Mode, store: str, options: Options) -> Manifests:
     """Return the manifests of a model with the server's image, which is in the cluster then.
 
     Raises PairError for a pair that nobody has seen load, DockerError, ClusterError.
     """
     source = _source(mode, options.source, store)
-    image = release.image if mode == "model_in_image" else release.server
+    image = release.model_in_image if mode == "model_in_image" else release.model_load
     image_id = _id(image)
-    contract_sha256 = sha256_of(release.model / CONTRACT_FILE)
+    contract_sha256 = sha256_of(release.artifact / CONTRACT_FILE)
     _check_compatible(image, image_id, release, contract_sha256, options.record)
     reference = _in_cluster(image, image_id, options)
     where = store if source == "bucket" else None
     if source == "image_volume":
-        where = _in_cluster(release.data, _id(release.data), options)
+        where = _in_cluster(release.model_image, _id(release.model_image), options)
     return Manifests(
         mode=mode,
         namespace=options.namespace,
@@ -62,7 +62,7 @@ def pair(release: Release, mode: Mode, store: str, options: Options) -> Manifest
         contract_sha256=contract_sha256,
         image=reference,
         image_id=image_id,
-        path=release.model.absolute().relative_to(Path.cwd()).as_posix(),
+        path=release.artifact.absolute().relative_to(Path.cwd()).as_posix(),
         source=source,
         where=where,
     )
@@ -77,7 +77,7 @@ def _id(image: str) -> str:
 
 
 def _check_compatible(
-    image: str, image_id: str, release: Release, contract_sha256: str, record: Path
+    image: str, image_id: str, release: ReleaseImages, contract_sha256: str, record: Path
 ) -> None:
     seen = supported(image_id, contract_sha256, record)
     model = f"{release.contract.name}/{release.contract.version}"

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from sklearn.datasets import load_iris
 
-from release.images.docker import prefix_of
+from release.images.docker import registry_prefix
 from release.kubernetes.kubectl import ClusterError, current_context, get, kubectl
 from tests.manifests import quantity
 from tests.servers import wait_until
@@ -168,7 +168,7 @@ def images(models: None) -> str:
             assert done.returncode == 0
     done = make("compatibility", "model_load", "e2e/1")
     assert done.returncode == 0
-    return prefix_of(os.environ.get("REGISTRY"))
+    return registry_prefix(os.environ.get("REGISTRY"))
 
 
 class Load:

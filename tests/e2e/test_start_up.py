@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from release.images.build import Release
+from release.images.build import ReleaseImages
 from release.kubernetes import golden
 from release.kubernetes.deploy import apply, destroy
 from release.kubernetes.deployment import Deployment
@@ -84,7 +84,7 @@ def manifests(images: str, large: None) -> dict[tuple[str, str], Manifests]:
     record = ROOT / "docs" / "compatibility.json"
     made = {}
     for model in (SMALL, LARGE):
-        release = Release.of(
+        release = ReleaseImages.of(
             Path("models") / model, str(STORE), "e2e-1", os.environ.get("REGISTRY")
         )
         for way, (mode, source) in WAYS.items():

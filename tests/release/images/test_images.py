@@ -22,7 +22,7 @@ import pytest
 from artifact.contract import CONTRACT_FILE, MODEL_FILE, read_contract
 from artifact.verify import sha256_of
 from release.images.docker import DockerError, docker
-from release.images.docker_images import Layer, layers
+from release.images.docker_images import Layer, image_layers
 from tests.fakes import STAND_INS, unavailable
 from tests.fault_proxy import FaultProxy
 from tests.servers import ROWS, wait_until
@@ -59,7 +59,9 @@ class Images:
 
     def layers(self) -> dict[str, list[Layer]]:
         """The layers of each."""
-        return {name: layers(name) for name in (self.model_in_image, self.model_load, self.model)}
+        return {
+            name: image_layers(name) for name in (self.model_in_image, self.model_load, self.model)
+        }
 
 
 def context(directory: Path, store: Path) -> Path:
@@ -294,7 +296,7 @@ def test_the_transfer_of_a_pushed_image_is_the_registrys(
         for name, there in zip(names, pushed, strict=True):
             docker("tag", name, there)
             docker("push", "--quiet", there)
-            made = layers(name)
+            made = image_layers(name)
             first = next(i for i, one in enumerate(made) if "/layers/" in one.created_by)
             transfer = sum(one.transfer_bytes or 0 for one in made[first:])
             record_property("figure", f"{there}: base + {transfer / 1e6:.1f} MB compressed")
@@ -339,7 +341,7 @@ def test_the_transfer_is_that_of_the_image_not_of_its_attestation(
     program.chmod(0o755)
     monkeypatch.setenv("DOCKER", str(program))
 
-    assert layers("model_load:1") == [Layer("d", "COPY", 9, 7)]
+    assert image_layers("model_load:1") == [Layer("d", "COPY", 9, 7)]
 
 
 def test_the_same_content_is_the_same_layer(images: Images, store: Path, tmp_path: Path) -> None:
@@ -352,8 +354,8 @@ def test_the_same_content_is_the_same_layer(images: Images, store: Path, tmp_pat
     docker("build", "--no-cache", "-q", "-t", tag, "-f", str(again / DOCKERFILES[0]), str(again))
     try:
         first, second = (
-            layers(images.model_in_image),
-            layers(tag),
+            image_layers(images.model_in_image),
+            image_layers(tag),
         )
     finally:
         docker("rmi", tag)

@@ -20,7 +20,7 @@ import pytest
 from release.images import docker_images
 from release.images import prune as prune_module
 from release.images.docker import docker
-from release.images.docker_images import Image, find
+from release.images.docker_images import Image, local_images
 from release.images.prune import PruneError, prune
 from release.kubernetes import kubectl as kubectl_module
 
@@ -248,7 +248,7 @@ def test_an_image_that_was_built_over_goes(engine: Engine, monkeypatch: pytest.M
     release = engine.build(f"{title}:1")
     nameless = engine.build(None, labels={TITLE: title})
 
-    assert [image.id for image in find("").images] == [nameless, release]
+    assert [image.id for image in local_images("").images] == [nameless, release]
     assert prune("none", 1, yes=True) == 0
 
     assert engine.left() == [release]
@@ -283,7 +283,7 @@ def test_only_what_no_image_has_any_more_is_freed(
     expected = 30 + 10 + 20 + 90
     for text, pattern in ((would_free, "Would free SIZE of"), (freed, "Freed SIZE of")):
         assert kilobytes(text, pattern) == pytest.approx(expected, rel=0.1)
-        assert kilobytes(text, "of SIZE, the bytes") == pytest.approx(expected + 400, rel=0.1)
+        assert kilobytes(text, "of SIZE, the size of all") == pytest.approx(expected + 400, rel=0.1)
 
 
 def test_what_docker_refuses_does_not_stop_the_others(
@@ -321,9 +321,12 @@ def test_artifacts_are_counted_and_stay(
     engine.prune(store="https://user:zq@cdn/models")
 
     shown = capsys.readouterr().out
-    assert f"Artifacts: 1 in {store}, {size / 1000:.1f} kB; none is removed." in shown
-    assert "not counted, because STORE=s3://bucket/models is no local directory" in shown
-    assert "not counted, because STORE=https://…@cdn/models is no local directory" in shown
+    assert (
+        f"Artifacts: 1 in {store}, {size / 1000:.1f} kB; `make prune` never removes artifacts."
+        in shown
+    )
+    assert "not counted, because STORE=s3://bucket/models is not a local directory" in shown
+    assert "not counted, because STORE=https://…@cdn/models is not a local directory" in shown
     assert artifact.exists()
 
 
@@ -456,8 +459,8 @@ def test_a_cluster_calls_an_image_by_another_name(reference: str, *, is_it: bool
         model="",
         names=("model_load:1", "host:5000/model_load:latest"),
         digests=frozenset(["sha256:image", "sha256:pushed"]),
-        made=datetime.now(UTC),
+        built_at=datetime.now(UTC),
         layers=(),
     )
 
-    assert image.is_called(reference) is is_it
+    assert image.matches(reference) is is_it

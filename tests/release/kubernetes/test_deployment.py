@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from artifact.contract import parse_contract
-from release.images.build import Release
+from release.images.build import ReleaseImages
 from release.kubernetes import commands
 from release.kubernetes.deploy import apply, destroy
 from release.kubernetes.deployment import Deployment, find_instance
@@ -228,7 +228,7 @@ def test_a_deployment_updates_the_release_of_an_older_version_in_place(
     """It ends where predictions are checked: this cluster has no pods."""
     cluster.deploy(SHARED, f"{holder}/1")
     cluster.deploy(acts_on, "my_model/1")
-    monkeypatch.setattr(Release, "of", lambda *_: None)
+    monkeypatch.setattr(ReleaseImages, "of", lambda *_: None)
     monkeypatch.setattr(commands, "pair", lambda *_: manifests(NAMESPACE, "my_model"))
 
     monkeypatch.setattr("release.kubernetes.deploy._SETTLE_SECONDS", 0)

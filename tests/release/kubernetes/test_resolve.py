@@ -10,7 +10,7 @@ import pytest
 
 from artifact.verify import sha256_of
 from release.compatibility.record import RECORD, Compatibility
-from release.images.build import Release
+from release.images.build import ReleaseImages
 from release.images.docker import docker
 from release.kubernetes.resolve import Options, PairError, pair
 from tests.fakes import unavailable
@@ -21,7 +21,9 @@ REGISTRY = f"127.0.0.1/pair-{os.getpid()}"
 
 
 @pytest.fixture
-def release(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Release]:
+def release(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ReleaseImages]:
     """A model, and an image of the name that its server has."""
     if shutil.which("kubectl") is None:
         unavailable("needs kubectl")
@@ -29,16 +31,16 @@ def release(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.chdir(tmp_path)
     shutil.copytree(store, tmp_path / "models")
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
-    made = Release.of(Path("models/iris/1"), "models", "1", REGISTRY)
-    docker("build", "-t", made.server, "-t", made.data, str(tmp_path))
+    made = ReleaseImages.of(Path("models/iris/1"), "models", "1", REGISTRY)
+    docker("build", "-t", made.model_load, "-t", made.model_image, str(tmp_path))
     yield made
-    docker("rmi", made.server, made.data)
+    docker("rmi", made.model_load, made.model_image)
 
 
-def record(release: Release, path: Path, *, supported: bool) -> None:
+def record(release: ReleaseImages, path: Path, *, supported: bool) -> None:
     """Write what `make compatibility` would."""
-    image = docker("image", "inspect", "--format={{.Id}}", release.server).strip()
-    contract_sha256 = sha256_of(release.model / "contract.json")
+    image = docker("image", "inspect", "--format={{.Id}}", release.model_load).strip()
+    contract_sha256 = sha256_of(release.artifact / "contract.json")
     at = "2026-11-24T00:00:00Z"
     cell = {
         "artifact": "iris/1",
@@ -49,7 +51,7 @@ def record(release: Release, path: Path, *, supported: bool) -> None:
         "tried_at": at,
     }
     server: dict[str, object] = {
-        "name": release.server,
+        "name": release.model_load,
         "kind": "image",
         "id": image,
         "images": [{"id": image, "names": [], "digests": [], "revision": None}],
@@ -71,12 +73,12 @@ def options(tmp_path: Path, source: str | None = None, load_image: str = "true")
     return Options("inference", source, load_image, tmp_path / RECORD)
 
 
-def test_a_pair_that_was_seen_to_load_is_released(release: Release, tmp_path: Path) -> None:
+def test_a_pair_that_was_seen_to_load_is_released(release: ReleaseImages, tmp_path: Path) -> None:
     record(release, tmp_path / RECORD, supported=True)
 
     made = pair(release, "model_load", "models", options(tmp_path))
 
-    assert made.image == release.server
+    assert made.image == release.model_load
     assert made.source == "volume"
     assert made.contract_sha256 == sha256_of(Path("models/iris/1/contract.json"))
 
@@ -86,7 +88,7 @@ def test_a_pair_that_was_seen_to_load_is_released(release: Release, tmp_path: Pa
     [(None, "nobody has seen that server load that model"), (False, "refuses iris/1")],
 )
 def test_any_other_is_refused(
-    release: Release, tmp_path: Path, *, supported: bool | None, said: str
+    release: ReleaseImages, tmp_path: Path, *, supported: bool | None, said: str
 ) -> None:
     if supported is not None:
         record(release, tmp_path / RECORD, supported=supported)
@@ -105,7 +107,11 @@ def test_any_other_is_refused(
     ],
 )
 def test_the_source_is_the_store_unless_it_is_named(
-    release: Release, tmp_path: Path, named: str, source: str | None, taken: tuple[str, str | None]
+    release: ReleaseImages,
+    tmp_path: Path,
+    named: str,
+    source: str | None,
+    taken: tuple[str, str | None],
 ) -> None:
     record(release, tmp_path / RECORD, supported=True)
 
@@ -118,7 +124,7 @@ def test_the_source_is_the_store_unless_it_is_named(
     ("named", "source"), [("models", "bucket"), ("s3://b/m", "volume"), ("models", "cloud")]
 )
 def test_a_source_that_has_no_model_is_refused(
-    release: Release, tmp_path: Path, named: str, source: str
+    release: ReleaseImages, tmp_path: Path, named: str, source: str
 ) -> None:
     record(release, tmp_path / RECORD, supported=True)
 
@@ -128,7 +134,7 @@ def test_a_source_that_has_no_model_is_refused(
 
 @pytest.mark.parametrize("load_image", ["false", "/nowhere/load"])
 def test_an_image_that_does_not_reach_the_cluster_is_no_release(
-    release: Release, tmp_path: Path, load_image: str
+    release: ReleaseImages, tmp_path: Path, load_image: str
 ) -> None:
     record(release, tmp_path / RECORD, supported=True)
 
