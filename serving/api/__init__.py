@@ -1,1 +1,1 @@
-"""FastAPI: documentation, descriptions of the model, and the page."""
+"""The FastAPI application: paths that are requested rarely, the OpenAPI document, and the page."""

@@ -1,6 +1,7 @@
-"""The FastAPI application: everything that is not hot and no probe, and the documentation of all.
+"""The FastAPI application: model description, documentation, and the page.
 
-Imported and made by app.py in a worker that is first asked for any of it.
+It also documents the fast path and the probes, which it does not serve. A worker imports this
+module on the first request for one of its paths: importing FastAPI would delay the start.
 """
 
 from collections.abc import Iterable
@@ -10,23 +11,27 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from serving.api import routes
-from serving.api.openapi import hot_paths, without_validation_errors
+from serving.api.openapi import fast_paths, without_validation_errors
 from serving.http.probes import Probe
 from serving.inference.batcher import Runner
 
-_DESCRIPTION = 'Rows in, rows out. Errors are `{"error": …}`; 4xx is the client\'s mistake.'
+_DESCRIPTION = (
+    "Send rows or tensors, receive predictions. "
+    'Errors are `{"error": "…"}`; a 4xx status means that the request is wrong.'
+)
 
 
-class Documented(FastAPI):
-    """What can be asked of the model that a runner serves. probes: which are public."""
+class FastAPIApp(FastAPI):
+    """Describes the model that a runner serves. probes: the ones on the public port."""
 
     def __init__(self, runner: Runner, probes: Iterable[Probe]) -> None:
         super().__init__(
             description=_DESCRIPTION, docs_url=None, redoc_url=None, redirect_slashes=False
         )
         self._runner = runner
-        # Not the model: after a reload it would keep the one before in memory.
-        self._described = ""
+        # The sha256 of the contract that the cached document describes. A reference to the model
+        # would keep the previous model in memory after a reload.
+        self._documented_contract = ""
         for router in (
             routes.probes(probes),
             routes.description(runner),
@@ -35,17 +40,18 @@ class Documented(FastAPI):
             routes.page(),
         ):
             self.include_router(router)
-        routes.answer_errors_in_one_form(self)
+        routes.add_error_handlers(self)
         self.mount(routes.DOCS_ASSETS, StaticFiles(directory=routes.docs_assets()))
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document, the hot endpoints described by the contract's rules."""
+        """Return the OpenAPI document, including the fast path of the current model."""
         model = self._runner.model
-        if model.contract_sha256 != self._described:
+        if model.contract_sha256 != self._documented_contract:
             contract = model.contract
             self.title, self.version, self.summary = (
                 contract.name, contract.version, contract.purpose
             )  # fmt: skip
-            self.openapi_schema, self._described = None, model.contract_sha256
+            # FastAPI caches its document here. Without a document it builds a new one.
+            self.openapi_schema, self._documented_contract = None, model.contract_sha256
         document = without_validation_errors(super().openapi())
-        return document | {"paths": hot_paths(model) | document["paths"]}
+        return document | {"paths": fast_paths(model) | document["paths"]}

@@ -1,6 +1,7 @@
-"""The hot endpoints in /openapi.json: what FastAPI does not route, the contract describes.
+"""Describe the fast path for /openapi.json: the predict and infer endpoints.
 
-Used by app.py. The schemas are those of the decoders, so they cannot differ from them.
+FastAPI does not route these endpoints, so it cannot describe them. The request schemas come from
+the decoders that check the requests, so the documentation cannot differ from the behaviour.
 """
 
 from functools import partial
@@ -15,8 +16,8 @@ from serving.inference.codecs.rows import Rows
 from serving.inference.codecs.tensor_codec import DATATYPES
 from serving.inference.model import Model
 
-# An image as an example would make a document of megabytes.
-_LARGEST_EXAMPLE = 1000
+# An image as an example would make the document megabytes long.
+_MAX_EXAMPLE_VALUES = 1000
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -24,32 +25,32 @@ _ERROR = {
 }
 ERROR_CONTENT = {"application/json": {"schema": _ERROR}}
 _ERRORS = {
-    "400": "the body is not what the contract allows; `error` names the field",
-    "413": "the body or the number of rows is over the limit",
-    "415": "the body has another Content-Encoding than gzip or deflate",
-    "503": "the model is not loaded yet, or the server stops",
+    "400": "The body does not match the model's inputs. `error` names the field.",
+    "413": "The body or the number of rows exceeds the limit.",
+    "415": "The Content-Encoding is neither gzip nor deflate.",
+    "503": "The model is not loaded yet, or the server is stopping.",
 }
 _HEADERS = {
-    name: {"description": what, "schema": {"type": "string"}}
-    for name, what in (
-        ("Model-Name", "name of the model that made the prediction"),
-        ("Model-Version", "its version"),
-        ("Model-Sha256", "sha256 of its file"),
+    name: {"description": description, "schema": {"type": "string"}}
+    for name, description in (
+        ("Model-Name", "Name of the model that made the prediction."),
+        ("Model-Version", "Version of the model."),
+        ("Model-Sha256", "SHA-256 of the model file."),
     )
 }
 
 
-def hot_paths(model: Model) -> dict[str, Any]:
-    """Return the OpenAPI paths of the hot endpoints that a model has."""
+def fast_paths(model: Model) -> dict[str, Any]:
+    """Return the OpenAPI paths of the fast path that a model supports."""
     paths = _predict_paths(model.contract, model.rows) if model.rows else {}
-    infer = {"post": _infer(model.contract, model.tensors)}
+    infer = {"post": _infer_operation(model.contract, model.tensors)}
     return paths | {f"{PREFIX}{path}{SUFFIX}": infer for path in sorted(model.paths)}
 
 
 def without_validation_errors(document: dict[str, Any]) -> dict[str, Any]:
-    """Return FastAPI's document without the 422 that it adds to each path with a parameter.
+    """Return FastAPI's document without the 422 responses that it adds to paths with parameters.
 
-    No parameter here has a type that can be wrong.
+    All parameters are strings, so FastAPI never rejects one.
     """
     for path in document["paths"].values():
         for operation in path.values():
@@ -59,11 +60,13 @@ def without_validation_errors(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _predict_paths(contract: Contract, rows: Rows) -> dict[str, Any]:
-    operation = partial(_operation, rows, contract.sample()[0][contract.required_inputs[0].name])
+    sample = contract.sample()[0][contract.required_inputs[0].name]
+    operation = partial(_predict_operation, rows, sample)
     labels, rank = contract.prediction.labels, len(contract.prediction.shape)
+    # NaN and infinities are returned as null.
     number = {"type": ["number", "null"]}
     row = _nested(number, max(1, rank - 1))
-    paths = {"/predict": {"post": operation("Predict for each row", row)}}
+    paths = {"/predict": {"post": operation("Predict each row", row)}}
     if labels and rank > 1:
         label = _nested({"type": ["string", "null"], "enum": [*labels, None]}, rank - 2)
         paths["/predict/label"] = {"post": operation("Predict a label for each row", label)}
@@ -71,31 +74,36 @@ def _predict_paths(contract: Contract, rows: Rows) -> dict[str, Any]:
 
 
 def _nested(item: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Return the schema of lists of lists, so deep, of an item."""
+    """Return the schema of an item inside `depth` levels of lists."""
     return item if depth == 0 else {"type": "array", "items": _nested(item, depth - 1)}
 
 
-def _operation(rows: Rows, example: Any, summary: str, item: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of an endpoint that answers an item for each row."""
-    prediction = {"type": "array", "description": "one item a row, in order", "items": item}
+def _predict_operation(
+    rows: Rows, sample: Any, summary: str, item: dict[str, Any]
+) -> dict[str, Any]:
+    """Describe an endpoint that returns one item for each row."""
     content: dict[str, Any] = {"schema": rows.schema()}
-    if np.size(example) <= _LARGEST_EXAMPLE:
-        content["example"] = {"data": example}
-    answer = {
+    if np.size(sample) <= _MAX_EXAMPLE_VALUES:
+        content["example"] = {"data": sample}
+    prediction = {"type": "array", "description": "One item per row, in order.", "items": item}
+    response = {
         "type": "object",
         "required": ["prediction"],
         "properties": {"prediction": prediction},
     }
-    return _described("predict", summary, content, "a prediction for each row", answer)
+    return _operation("predict", summary, content, "The predictions.", response)
 
 
-def _infer(contract: Contract, tensors: Tensors) -> dict[str, Any]:
-    """Return the description of the inference endpoint of the Open Inference Protocol."""
+def _infer_operation(contract: Contract, tensors: Tensors) -> dict[str, Any]:
+    """Describe the inference endpoint of the Open Inference Protocol."""
     content: dict[str, Any] = {"schema": tensors.schema()}
     sample = arrays(contract.inputs, contract.sample()[0])
-    small = sum(array.size for array in sample.values()) <= _LARGEST_EXAMPLE
-    # JSON has no word for what is no number.
-    if small and all(np.isfinite(one).all() for one in sample.values() if one.dtype.kind == "f"):
+    is_small = sum(array.size for array in sample.values()) <= _MAX_EXAMPLE_VALUES
+    # JSON has no NaN and no infinity.
+    is_finite = all(
+        np.isfinite(array).all() for array in sample.values() if array.dtype.kind == "f"
+    )
+    if is_small and is_finite:
         content["example"] = {
             "inputs": [
                 {
@@ -108,7 +116,7 @@ def _infer(contract: Contract, tensors: Tensors) -> dict[str, Any]:
                 if tensor.name in sample
             ]
         }
-    answer = {
+    response = {
         "type": "object",
         "required": ["model_name", "model_version", "id", "outputs"],
         "properties": {
@@ -131,31 +139,31 @@ def _infer(contract: Contract, tensors: Tensors) -> dict[str, Any]:
             },
         },
     }
-    return _described(
-        "open inference protocol", "Infer from tensors", content, "the outputs", answer
+    return _operation(
+        "open inference protocol", "Infer from tensors", content, "The output tensors.", response
     )
 
 
-def _described(
-    tag: str, summary: str, content: dict[str, Any], what: str, answer: dict[str, Any]
+def _operation(
+    tag: str, summary: str, content: dict[str, Any], description: str, response: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the description of a POST endpoint, with the errors that all have."""
+    """Describe a POST endpoint, including the errors that every POST endpoint has.
+
+    description: of the successful response.
+    """
     return {
         "tags": [tag],
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {
             "200": {
-                "description": what,
+                "description": description,
                 "headers": _HEADERS,
-                "content": {"application/json": {"schema": answer}},
+                "content": {"application/json": {"schema": response}},
             },
             **{
-                status: {
-                    "description": why,
-                    "content": ERROR_CONTENT,
-                }
-                for status, why in _ERRORS.items()
+                status: {"description": cause, "content": ERROR_CONTENT}
+                for status, cause in _ERRORS.items()
             },
         },
     }

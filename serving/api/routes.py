@@ -1,6 +1,6 @@
-"""What is asked now and then, as FastAPI routers: the model's description, docs, the page.
+"""FastAPI routers for paths that are requested rarely: model description, documentation, page.
 
-Put together by documented.py. Their errors have the same form as those of the hot paths.
+Their errors have the same form as the errors of the fast path: `{"error": …}`.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -17,9 +17,9 @@ from artifact.contract import arrays
 from artifact.software import other_versions
 from serving.api import openapi
 from serving.errors import RequestError
+from serving.http import metadata
 from serving.http.endpoint import error_body, method_not_allowed
 from serving.http.infer import check_name
-from serving.http.metadata import labels, metadata, model_metadata, server_metadata
 from serving.http.predict import Encode, rows_of
 from serving.http.probes import Probe
 from serving.inference.batcher import Runner
@@ -36,106 +36,107 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 _PAGE_HEADERS = {
-    # Should a word of a contract ever become markup, it stays without effect.
+    # Second line of defence: if text from a contract became markup, it could not run a script.
     "Content-Security-Policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    # Nor is a page of one server version to ask another, newer one.
+    # A cached page of an old server must not send requests to a newer server.
     "Cache-Control": "no-store",
 }
 
 
-def _responses(why: str) -> dict[int | str, dict[str, Any]]:
-    return {404: {"description": why, "content": openapi.ERROR_CONTENT}}
+def _not_found(description: str) -> dict[int | str, dict[str, Any]]:
+    return {404: {"description": description, "content": openapi.ERROR_CONTENT}}
 
 
-_NO_SUCH_MODEL = _responses("another model or version")
-_NOT_FOR_THIS_MODEL = _responses("the model has no labels, or no rows of numbers")
+_NO_SUCH_MODEL = _not_found("This server serves another model or version.")
+_NOT_FOR_THIS_MODEL = _not_found("The model has no labels, or its input is not rows of numbers.")
 
 
-def probes(asked: Iterable[Probe]) -> APIRouter:
-    """Return the probes, for the documentation: app.py answers them itself."""
+def probes(probes: Iterable[Probe]) -> APIRouter:
+    """Return a router that documents the probes. Requests reach them before FastAPI."""
     router = APIRouter()
-    for probe in asked:
-        response_class = PlainTextResponse if probe.type is str else JSONResponse
+    for probe in probes:
+        response_class = PlainTextResponse if probe.response_type is str else JSONResponse
         router.add_api_route(
             probe.path,
-            probe.say,
+            probe.handler,
             tags=[probe.tag],
-            response_model=probe.type,
+            summary=probe.summary,
+            response_model=probe.response_type,
             response_class=response_class,
         )
     return router
 
 
 def description(runner: Runner) -> APIRouter:
-    """Return the paths that describe the model and predict for its own sample."""
+    """Return the router that describes the model and predicts the sample in its contract."""
     router = APIRouter(tags=["model"], responses=_NOT_FOR_THIS_MODEL)
 
-    @router.get("/metadata")
-    async def model_metadata() -> dict[str, Any]:
-        """Describe the model: inputs, outputs, a sample of each, purpose and version.
+    @router.get("/metadata", summary="Describe the model")
+    async def get_metadata() -> dict[str, Any]:
+        """Return the model's name, version, purpose, inputs, outputs, and a sample of each.
 
-        `degraded` says why it is not the version that should be served, null when it is;
-        `other_versions` what training ran on and this server does not.
+        `degraded` is null, or the reason why an older version than the intended one is served.
+        `other_versions` lists the libraries whose version differs from the one in training.
         """
         contract = runner.model.contract
         return {
-            **metadata(contract),
+            **metadata.metadata(contract),
             "other_versions": other_versions(contract.origin.environment),
             "degraded": runner.degraded,
         }
 
-    @router.get("/label")
-    async def model_labels() -> dict[str, str]:
-        """List a classifier's labels by index."""
-        return labels(runner.model.contract)
+    @router.get("/label", summary="List the labels")
+    async def get_labels() -> dict[str, str]:
+        """Return the labels of a classifier by index."""
+        return metadata.labels(runner.model.contract)
 
-    @router.get("/predict/test")
-    async def predict_test() -> Response:
-        """Predict for the sample that /metadata shows."""
+    @router.get("/predict/test", summary="Predict the sample")
+    async def predict_sample() -> Response:
+        """Return the prediction for `data_sample` of /metadata."""
         return await _sample_prediction(runner, Rows.encode, needs_labels=False)
 
-    @router.get("/predict/test/label")
-    async def predict_test_label() -> Response:
-        """Predict a label for the sample that /metadata shows."""
+    @router.get("/predict/test/label", summary="Predict the label of the sample")
+    async def predict_sample_label() -> Response:
+        """Return the predicted label for `data_sample` of /metadata."""
         return await _sample_prediction(runner, Rows.encode_labels, needs_labels=True)
 
     return router
 
 
 def open_inference(runner: Runner) -> APIRouter:
-    """Return the paths of the Open Inference Protocol that describe server and model."""
+    """Return the router for the metadata paths of the Open Inference Protocol."""
     router = APIRouter(tags=["open inference protocol"], responses=_NO_SUCH_MODEL)
 
-    def served(name: str, version: str | None) -> Model:
+    def served_model(name: str, version: str | None) -> Model:
         model = runner.model
         check_name(model, name if version is None else f"{name}/versions/{version}")
         return model
 
-    @router.get("/v2")
-    async def about_the_server() -> dict[str, Any]:
-        """Describe the server."""
-        return server_metadata()
+    @router.get("/v2", summary="Describe the server")
+    async def server_metadata() -> dict[str, Any]:
+        """Return the server's name, version, and protocol extensions."""
+        return metadata.server_metadata()
 
-    @router.get("/v2/models/{name}")
-    @router.get("/v2/models/{name}/versions/{version}")
-    async def about_the_model(name: str, version: str | None = None) -> dict[str, Any]:
-        """Describe the model's tensors; a dynamic dimension is -1."""
-        return model_metadata(served(name, version).contract)
+    @router.get("/v2/models/{name}", summary="Describe the model's tensors")
+    @router.get("/v2/models/{name}/versions/{version}", summary="Describe the model's tensors")
+    async def model_metadata(name: str, version: str | None = None) -> dict[str, Any]:
+        """Return the name, datatype, and shape of each tensor. A dynamic dimension is -1."""
+        return metadata.model_metadata(served_model(name, version).contract)
 
-    @router.get("/v2/models/{name}/ready")
-    @router.get("/v2/models/{name}/versions/{version}/ready")
+    @router.get("/v2/models/{name}/ready", summary="Check the model's readiness")
+    @router.get("/v2/models/{name}/versions/{version}/ready", summary="Check the model's readiness")
     async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
-        """Say that the model's golden rows came out right in this process; 503 until they did."""
-        return {"name": served(name, version).contract.name, "ready": True}
+        """Return 200 once this process reproduced the model's golden rows, 503 before."""
+        return {"name": served_model(name, version).contract.name, "ready": True}
 
     return router
 
 
 def documentation() -> APIRouter:
-    """Return /docs, whose files are served from here: clusters have no internet."""
+    """Return the router for /docs. Its assets are served from here: clusters may be offline."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs")
@@ -152,68 +153,67 @@ def documentation() -> APIRouter:
 
 
 def page() -> APIRouter:
-    """Return the page for people, which is made in their browser of what the other paths say.
-
-    Not by StaticFiles: that tells versions of a file apart by its date and size, and every file
-    of an image is of 1970.
-    """
+    """Return the router for the page at `/`, which fetches its data from the JSON endpoints."""
     router = APIRouter(include_in_schema=False)
-    found = [path for path in _PAGE.iterdir() if path.suffix in _MEDIA_TYPES]
-    files = {path.name: path.read_bytes() for path in found}
+    # Not StaticFiles: its ETag is made of a file's date and size, and in an image every file has
+    # the same date, so a browser could keep the file of an older image.
+    paths = [path for path in _PAGE.iterdir() if path.suffix in _MEDIA_TYPES]
+    files = {path.name: path.read_bytes() for path in paths}
 
-    def answer(name: str) -> Response:
+    def file_response(name: str) -> Response:
         media_type = _MEDIA_TYPES[Path(name).suffix]
         return Response(files[name], headers=_PAGE_HEADERS, media_type=media_type)
 
     @router.get("/")
     async def index() -> Response:
-        return answer("index.html")
+        return file_response("index.html")
 
     @router.get("/page/{name}")
     async def file(name: str) -> Response:
         if name not in files:
             raise HTTPException(404)
-        return answer(name)
+        return file_response(name)
 
     return router
 
 
 def docs_assets() -> Path:
-    """Return the folder with Swagger UI's files, of a package that need not be imported."""
+    """Return the directory of Swagger UI's files."""
+    # Only the files of fastapi-offline are used. Importing it is not necessary, and costs time.
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:
-        raise RuntimeError("the package fastapi-offline is not installed")
+        raise RuntimeError("package fastapi-offline: expected to be installed, not found")
     return Path(package.origin).parent / "static"
 
 
-def answer_errors_in_one_form(app: FastAPI) -> None:
-    """Answer whatever an app refuses or fails at with `{"error": …}`."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Make an application respond to every error with `{"error": …}`."""
 
-    def answer(status: int, message: str, headers: Any = None) -> Response:
+    def error_response(status: int, message: str, headers: Any = None) -> Response:
         return Response(error_body(message), status, headers, media_type="application/json")
 
-    async def refused(_: Request, error: Any) -> Response:
-        return answer(error.status, error.message, error.headers)
+    async def on_request_error(_: Request, error: Any) -> Response:
+        return error_response(error.status, error.message, error.headers)
 
-    async def not_routed(request: Request, error: Any) -> Response:
+    async def on_http_exception(request: Request, error: Any) -> Response:
         message, path = str(error.detail), request.url.path
         if error.status_code == 404:
             message = f"{path}: no such path"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "another method")
             message = method_not_allowed(path, request.method, allowed).message
-        return answer(error.status_code, message, error.headers)
+        return error_response(error.status_code, message, error.headers)
 
-    async def failed(_: Request, __: Exception) -> Response:
-        return answer(500, "internal error")
+    async def on_exception(_: Request, __: Exception) -> Response:
+        return error_response(500, "internal error")
 
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        RequestError: refused,
-        HTTPException: not_routed,
-        Exception: failed,
+        RequestError: on_request_error,
+        HTTPException: on_http_exception,
+        Exception: on_exception,
     }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    for error_class, handler in handlers.items():
+        app.add_exception_handler(error_class, handler)
 
 
 async def _sample_prediction(runner: Runner, encode: Encode, *, needs_labels: bool) -> Response:

@@ -19,9 +19,15 @@ from starlette.types import Message, Receive, Scope, Send
 from artifact.contract import Array
 from serving import logs
 from serving.errors import RequestError
-from serving.http.compression import GZIP, INLINE_BYTES, compressed, decoded, is_worth
+from serving.http.compression import (
+    GZIP_HEADERS,
+    MAX_INLINE_BYTES,
+    compress,
+    decompress,
+    should_compress,
+)
 from serving.http.headers import OF_JSON, REQUEST_ID, Headers, Pair
-from serving.http.request_log import Answered, Request
+from serving.http.request_log import RequestContext, RequestRecorder
 from serving.inference.batcher import Outcome, Runner
 from serving.inference.model import Model
 from serving.inference.request import Asked
@@ -39,7 +45,7 @@ class Codec(Protocol[AnyAsked]):
         """Return the answer."""
 
 
-class Exchange(Request, ABC):
+class Exchange(RequestContext, ABC):
     """A request and the way to answer it. body: once it is there."""
 
     __slots__ = ("body", "is_answered")
@@ -62,16 +68,21 @@ class Endpoint(Generic[AnyAsked]):
     """A path that answers POST; whatever happens, with JSON."""
 
     def __init__(
-        self, codec: Codec[AnyAsked], runner: Runner, answered: Answered, *, max_body_bytes: int
+        self,
+        codec: Codec[AnyAsked],
+        runner: Runner,
+        recorder: RequestRecorder,
+        *,
+        max_body_bytes: int,
     ) -> None:
         self._codec = codec
         self._runner = runner
-        self._answered = answered
+        self._recorder = recorder
         self._max_body_bytes = max_body_bytes
 
     def take(self, exchange: Exchange) -> None:
         """Answer a POST request whose body is there, now or as soon as the model ran."""
-        self._answered.begin()
+        self._recorder.started()
         self._take(exchange)
 
     def refuse(self, exchange: Exchange, error: BaseException) -> None:
@@ -83,7 +94,7 @@ class Endpoint(Generic[AnyAsked]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application."""
         exchange = _Awaited(scope)
-        self._answered.begin()
+        self._recorder.started()
         try:
             check_method(exchange.path, exchange.method, "POST")
             # The server has checked that it is a number.
@@ -92,7 +103,7 @@ class Endpoint(Generic[AnyAsked]):
             self._take(exchange)
             await exchange.replied.wait()
         except ClientDisconnected:
-            self._answered.abandon()
+            self._recorder.disconnected()
             return
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
             self.refuse(exchange, error)
@@ -111,7 +122,7 @@ class Endpoint(Generic[AnyAsked]):
         if len(exchange.body) > self._max_body_bytes:
             raise _too_large(self._max_body_bytes, "more")
         if encoding := exchange.headers.get(b"content-encoding"):
-            exchange.body = decoded(exchange.body, encoding, self._max_body_bytes)
+            exchange.body = decompress(exchange.body, encoding, self._max_body_bytes)
         asked = self._codec.decode(model, exchange)
         exchange.body = b""  # not kept while it waits
         return asked
@@ -126,16 +137,16 @@ class Endpoint(Generic[AnyAsked]):
             self.refuse(exchange, error)
             return
         accepted = exchange.headers.get(b"accept-encoding")
-        if accepted and is_worth(body, accepted):
-            self._reply_compressed(exchange, headers.plus(*GZIP), body)
+        if accepted and should_compress(body, accepted):
+            self._reply_compressed(exchange, headers.plus(*GZIP_HEADERS), body)
         else:
             self._reply(exchange, 200, headers, body)
 
     def _reply_compressed(self, exchange: Exchange, headers: Headers, body: bytes) -> None:
-        if len(body) <= INLINE_BYTES:
-            self._reply(exchange, 200, headers, compressed(body))
+        if len(body) <= MAX_INLINE_BYTES:
+            self._reply(exchange, 200, headers, compress(body))
             return
-        compressing = asyncio.get_running_loop().run_in_executor(None, compressed, body)
+        compressing = asyncio.get_running_loop().run_in_executor(None, compress, body)
 
         def reply(done: asyncio.Future[bytes]) -> None:
             if error := done.exception():
@@ -149,7 +160,7 @@ class Endpoint(Generic[AnyAsked]):
         if exchange.is_answered:
             return  # it was told that the server stops
         exchange.is_answered = True
-        self._answered.end(exchange, status)
+        self._recorder.finished(exchange, status)
         exchange.reply(status, headers, body)
 
 

@@ -1,7 +1,7 @@
-"""What this process answers about itself: /inventory, the record of what really runs.
+"""Build the response of /inventory: the record of what really runs in this process.
 
-Never what a manifest says it should be: everything is asked of the process, the installed
-packages and the contract of the model it serves.
+All facts are read from the process, its installed packages, and the contract of its model. None
+is copied from a manifest, which only states what should run.
 """
 
 import os
@@ -24,7 +24,7 @@ from serving.settings import Settings
 
 
 class Inventory:
-    """The facts of one process; made when it starts."""
+    """Describes one process: its software, its settings, and the model that it serves."""
 
     def __init__(self, settings: Settings, runner: Runner) -> None:
         self._settings = settings
@@ -32,12 +32,13 @@ class Inventory:
         self._started_at = datetime.now(UTC)
 
     def describe(self) -> dict[str, Any]:
-        """Return the process, its software and the model it serves.
+        """Return the JSON fields of /inventory. Raises RequestError 503 before a model is loaded.
 
-        image and revision: what the image says of itself in IMAGE and IMAGE_REVISION, null
-        outside of one. Raises RequestError while there is no model.
+        image, revision: from IMAGE and IMAGE_REVISION, which the Dockerfiles set; null outside
+        of an image.
         """
         model = self._runner.model
+        # A URI may contain credentials, and the inventory is readable by anyone in the network.
         settings = redact_all(self._settings.model_dump(mode="json"))
         return {
             "mode": self._settings.mode,

@@ -1,7 +1,6 @@
-"""What /metadata and /label say of the model: all of it from the contract.
+"""Build the responses of /metadata, /label, and the v2 metadata endpoints from the contract.
 
-The first six fields are the book's; the rest is what a client or a page needs to know.
-What every library's version is is not for the predict port: that is in /inventory.
+Library versions are not part of them: they help attackers, and /inventory has them.
 """
 
 from typing import Any
@@ -11,12 +10,12 @@ from artifact.software import revision
 from serving.errors import RequestError
 from serving.inference.codecs.tensor_codec import DATATYPES
 
-# Of the names that the Open Inference Protocol has for frameworks.
+# The Open Inference Protocol's platform name for ONNX models.
 _PLATFORM = "onnx_onnxv1"
 
 
 def metadata(contract: Contract) -> dict[str, Any]:
-    """Return the description of a model, without its golden rows and its environment."""
+    """Return the JSON fields of /metadata. The first six are from the book's API."""
     prediction = contract.prediction
     inputs, outputs = contract.sample()
     first = next(iter(contract.inputs), None)
@@ -40,13 +39,16 @@ def metadata(contract: Contract) -> dict[str, Any]:
 
 
 def server_metadata() -> dict[str, Any]:
-    """Return what the Open Inference Protocol says of a server; its version is its revision."""
+    """Return the server metadata of the Open Inference Protocol.
+
+    The version is the git revision that the image was built from.
+    """
     version = revision() or "unknown"
     return {"name": "inference", "version": version, "extensions": ["binary_tensor_data"]}
 
 
 def model_metadata(contract: Contract) -> dict[str, Any]:
-    """Return what the Open Inference Protocol says of a model."""
+    """Return the model metadata of the Open Inference Protocol."""
     return {
         "name": contract.name,
         "versions": [contract.version],
@@ -57,18 +59,19 @@ def model_metadata(contract: Contract) -> dict[str, Any]:
 
 
 def labels(contract: Contract) -> dict[str, str]:
-    """Return label by index, as the book writes it. Raises RequestError 404 without labels."""
+    """Return the labels by index. Raises RequestError 404 if the model has no labels."""
     if not contract.prediction.labels:
         raise no_labels(contract)
     return {str(index): label for index, label in enumerate(contract.prediction.labels)}
 
 
 def no_labels(contract: Contract) -> RequestError:
-    """Return the error for a model without labels, on every path that answers labels."""
+    """Return the error of the label endpoints for a model without labels."""
     return RequestError(404, f'the model "{contract.name}" has no labels')
 
 
 def _metadata_tensor(tensor: Tensor) -> dict[str, Any]:
+    # The protocol writes a dynamic dimension as -1.
     shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
     return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": shape}
 

@@ -1,7 +1,7 @@
-"""What machines ask of every replica again and again: health, metrics, the inventory.
+"""GET endpoints for machines: health, Prometheus metrics, and the inventory.
 
-Answered without FastAPI, whose import takes longer than the rest of a start together: the first
-request for something else imports it (documented.py). Documented there all the same.
+They are answered without FastAPI, because importing FastAPI takes longer than the rest of the
+start. FastAPI only documents them: routes.py adds them to /openapi.json.
 """
 
 import json
@@ -19,78 +19,84 @@ from serving.inference.batcher import Runner
 from serving.metrics.metrics import Metrics
 
 # Status, headers, body.
-Said = tuple[int, Headers, bytes]
+Response = tuple[int, Headers, bytes]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A path that answers GET with what say() returns.
-
-    say: its docstring is the path's documentation; may raise RequestError. type: of the answer.
-    """
+    """A GET endpoint as an ASGI application."""
 
     path: str
+    # The group of the endpoint in the OpenAPI document.
     tag: str
-    say: Callable[[], Said]
-    type: Any = dict[str, Any]
+    summary: str
+    # Its docstring is the description in the OpenAPI document. May raise RequestError.
+    handler: Callable[[], Response]
+    # The type of the response's body in the OpenAPI document.
+    response_type: Any = dict[str, Any]
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         try:
             check_method(self.path, scope["method"], "GET")
-            status, headers, body = self.say()
+            status, headers, body = self.handler()
         except RequestError as error:
-            await answer_error(send, error)
+            await send_error(send, error)
         except Exception:
-            await answer_error(send, RequestError(500, "internal error"))
+            await send_error(send, RequestError(500, "internal error"))
             raise  # uvicorn logs it
         else:
             await respond(send, status, headers, body)
 
 
-async def answer_error(send: Send, error: RequestError) -> None:
-    """Answer an error in the form that all have."""
+async def send_error(send: Send, error: RequestError) -> None:
+    """Send an error as `{"error": …}`."""
     await respond(send, error.status, error_headers(error), error_body(error.message))
 
 
-def health(runner: Runner) -> list[Probe]:
-    """Return what Kubernetes and load balancers ask."""
+def health_probes(runner: Runner) -> list[Probe]:
+    """Return the endpoints that Kubernetes and load balancers poll."""
 
-    def health() -> Said:
-        """Say that the process answers, in the book's words."""
+    def health() -> Response:
+        """Return 200 while the process runs, also before the model is loaded."""
         return 200, OF_JSON, b'{"health":"ok"}'
 
-    def live() -> Said:
-        """Say that the process answers."""
+    def live() -> Response:
+        """Return 200 while the process runs, also before the model is loaded."""
         return 200, OF_JSON, b'{"live":true}'
 
-    def ready() -> Said:
-        """Say whether the golden rows came out right in this process; 503 until they did."""
+    def ready() -> Response:
+        """Return 200 once this process reproduced the model's golden rows, 503 before."""
         if runner.ready:
             return 200, OF_JSON, b'{"ready":true}'
         return 503, OF_JSON, b'{"ready":false}'
 
     return [
-        Probe("/health", "health", health, dict[str, str]),
-        Probe("/v2/health/live", "health", live, dict[str, bool]),
-        Probe("/v2/health/ready", "health", ready, dict[str, bool]),
+        Probe("/health", "health", "Check the process", health, dict[str, str]),
+        Probe("/v2/health/live", "health", "Check liveness", live, dict[str, bool]),
+        Probe("/v2/health/ready", "health", "Check readiness", ready, dict[str, bool]),
     ]
 
 
-def operations(metrics: Metrics, inventory: Inventory) -> list[Probe]:
-    """Return what those who run the service ask."""
+def operations_probes(metrics: Metrics, inventory: Inventory) -> list[Probe]:
+    """Return the endpoints for operators."""
 
-    def prometheus_metrics() -> Said:
-        """Answer Prometheus."""
-        from serving.metrics.prometheus import CONTENT_TYPE, exposition  # noqa: PLC0415 - as it says
+    def get_metrics() -> Response:
+        """Return the metrics of all workers in Prometheus's text format."""
+        # Importing prometheus_client would delay the start.
+        from serving.metrics.prometheus import CONTENT_TYPE, render  # noqa: PLC0415
 
-        return 200, Headers((b"content-type", CONTENT_TYPE.encode())), exposition(metrics)
+        return 200, Headers((b"content-type", CONTENT_TYPE.encode())), render(metrics)
 
-    def what_runs() -> Said:
-        """Say what this process is and which model it serves."""
+    def get_inventory() -> Response:
+        """Return what runs: the model, packages, settings, and operating system of this process.
+
+        Everything is read from the running process and from the contract of its model, never
+        from a manifest.
+        """
         return 200, OF_JSON, json.dumps(inventory.describe(), ensure_ascii=False).encode()
 
     return [
-        Probe("/metrics", "operations", prometheus_metrics, str),
-        Probe("/inventory", "operations", what_runs),
+        Probe("/metrics", "operations", "Get the metrics", get_metrics, str),
+        Probe("/inventory", "operations", "Get the inventory", get_inventory),
     ]

@@ -1,7 +1,7 @@
-"""What is noted of each request: metrics always, a line in the log if it is wanted or went wrong.
+"""Record each request: count it in the metrics, and write a line to the access log.
 
-Used by endpoint.py for the hot paths and by app.py for all others. A line has the request's id,
-which the client gave or is told, and never what was asked or answered.
+Without ACCESS_LOG only responses with status 5xx are logged. A line has the request's id, and
+never inputs or predictions.
 """
 
 import time
@@ -12,55 +12,58 @@ from serving import logs
 from serving.http.headers import REQUEST_ID, TRACEPARENT, request_id
 from serving.metrics.metrics import EndpointMetrics
 
-_LONGEST_PATH = 200
+_MAX_PATH_CHARACTERS = 200
 
 
-class Request:
-    """What is known of a request once its head is there.
+class RequestContext:
+    """The head of a request, its id, and its start time.
 
-    headers: by their names, in lower case. began: when it was first looked at.
+    Attributes:
+        headers: by name in lower case; of repeated headers the last one.
+        request_id: from the client's headers, or generated.
+        started_at: time.perf_counter() when the head was complete.
     """
 
-    __slots__ = ("began", "headers", "method", "path", "request_id")
+    __slots__ = ("headers", "method", "path", "request_id", "started_at")
 
     def __init__(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.began = time.perf_counter()
+        self.started_at = time.perf_counter()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers = headers
         self.request_id = request_id(headers.get(REQUEST_ID), headers.get(TRACEPARENT))
 
 
-class Answered:
-    """The requests of one endpoint.
+class RequestRecorder:
+    """Records the requests of one endpoint.
 
-    access_log: whether to log each; otherwise only those that are the server's fault.
+    access_log: log every request; otherwise only responses with status 5xx.
     """
 
     def __init__(self, metrics: EndpointMetrics, *, access_log: bool) -> None:
         self._metrics = metrics
         self._access_log = access_log
 
-    def begin(self) -> None:
-        """Note that a request came."""
+    def started(self) -> None:
+        """Count a new request as in flight."""
         self._metrics.in_flight.add(1)
 
-    def end(self, request: Request, status: int) -> None:
-        """Note with which status a request was answered."""
-        seconds = time.perf_counter() - request.began
+    def finished(self, request: RequestContext, status: int) -> None:
+        """Count a request whose response is ready, and log it."""
+        seconds = time.perf_counter() - request.started_at
         self._metrics.in_flight.add(-1)
         self._metrics.observe(status, seconds)
         if self._access_log or status >= 500:
             (logs.error if status >= 500 else logs.info)(
                 "request",
                 method=request.method,
-                path=request.path[:_LONGEST_PATH],
+                path=request.path[:_MAX_PATH_CHARACTERS],
                 status=status,
                 seconds=round(seconds, 6),
                 request_id=request.request_id.decode(),
             )
 
-    def abandon(self) -> None:
-        """Note that the client went away before it was answered."""
+    def disconnected(self) -> None:
+        """Stop counting a request as in flight because its client disconnected."""
         self._metrics.in_flight.add(-1)

@@ -1,1 +1,1 @@
-"""Counters in shared memory and their Prometheus exposition."""
+"""Metrics in shared memory, and their text format for Prometheus."""

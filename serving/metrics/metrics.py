@@ -1,10 +1,10 @@
-"""What is counted of a server, whichever of its workers does.
+"""The metrics of a server: what is counted, in which buckets, over all workers.
 
-Made by app.py. The numbers are in counters.py; here they get a meaning, in exposition.py names.
+counters.py stores the numbers, prometheus.py gives them their public names.
 """
 
 from artifact.contract import Contract
-from serving.metrics.counters import Counters, Distribution, Number
+from serving.metrics.counters import Counter, Counters, Gauge, Histogram
 from serving.workers.model_source import ServedVersion
 from serving.workers.shared_value import SharedValue
 
@@ -15,23 +15,24 @@ STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx")
 
 
 class EndpointMetrics:
-    """The numbers of one endpoint. in_flight: of all endpoints together."""
+    """The metrics of one endpoint."""
 
-    def __init__(self, counters: Counters, in_flight: Number) -> None:
+    def __init__(self, counters: Counters, in_flight: Gauge) -> None:
+        # Shared by all endpoints: a request in flight may not have a route yet.
         self.in_flight = in_flight
-        self.by_class = [Number(counters) for _ in STATUS_CLASSES]
-        self.duration = Distribution(counters, _SECONDS)
+        self.by_class = [Counter(counters) for _ in STATUS_CLASSES]
+        self.duration = Histogram(counters, _SECONDS)
 
     def observe(self, status: int, seconds: float) -> None:
-        """Count one answered request."""
+        """Count a finished request."""
         self.by_class[status // 100 - 2].add(1)
         self.duration.observe(seconds)
 
 
 class Metrics:
-    """All that is counted of a server, and which model this worker of it serves.
+    """All metrics of a server.
 
-    counters: where its workers count. current: what the server serves, if that may change.
+    current: the artifact that the server serves; None if it cannot change.
     """
 
     def __init__(
@@ -40,24 +41,25 @@ class Metrics:
         self._counters = counters
         self.current = current
         self.endpoints: dict[str, EndpointMetrics] = {}
+        # Labels of model_info. Of this worker: during a reload, workers differ for a moment.
         self.model: dict[str, str] = {}
-        self.in_flight = Number(counters, gauge=True)
-        self.load_seconds = Distribution(counters, _LOAD_SECONDS)
-        self.inference_seconds = Distribution(counters, _SECONDS)
-        self.batch_rows = Distribution(counters, _ROWS)
-        self.queue_seconds = Distribution(counters, _SECONDS)
-        self.rows = Number(counters)
-        self.open_failures = Number(counters)
-        self.degraded = Number(counters, gauge=True)
+        self.in_flight = Gauge(counters)
+        self.load_seconds = Histogram(counters, _LOAD_SECONDS)
+        self.inference_seconds = Histogram(counters, _SECONDS)
+        self.batch_rows = Histogram(counters, _ROWS)
+        self.queue_seconds = Histogram(counters, _SECONDS)
+        self.rows = Counter(counters)
+        self.open_failures = Counter(counters)
+        self.degraded = Gauge(counters)
 
     def endpoint(self, endpoint: str) -> EndpointMetrics:
-        """Return the metrics of an endpoint; to be kept, and made before the fork."""
+        """Return the metrics of an endpoint. Call before the fork, which fixes the memory."""
         if endpoint not in self.endpoints:
             self.endpoints[endpoint] = EndpointMetrics(self._counters, self.in_flight)
         return self.endpoints[endpoint]
 
     def model_loaded(self, mode: str, contract: Contract, seconds: float) -> None:
-        """Say which model this worker serves from now on, and how long it took to open it."""
+        """Record the model that this worker serves from now on, and the time to open it."""
         self.load_seconds.observe(seconds)
         self.model = {
             "mode": mode,

@@ -1,6 +1,7 @@
-"""What Prometheus is told: the metrics by their names.
+"""Render the metrics of all workers in Prometheus's text format, with their public names.
 
-Imported by the first request for /metrics: a start does not wait for it.
+Import this module late: importing prometheus_client would delay the start. The first request
+for /metrics imports it.
 """
 
 from collections.abc import Iterator
@@ -17,73 +18,75 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from serving.metrics.counters import Distribution
+from serving.metrics.counters import Histogram
 from serving.metrics.metrics import STATUS_CLASSES, Metrics
 from serving.workers.model_source import ServedVersion
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
-def exposition(metrics: Metrics) -> bytes:
+def render(metrics: Metrics) -> bytes:
     """Return the metrics of all workers in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_Exposed(metrics))
+    registry.register(_MetricsCollector(metrics))
     return generate_latest(registry)
 
 
-class _Exposed(Collector):
-    """Metrics as prometheus_client asks for them."""
+class _MetricsCollector(Collector):
+    """Converts Metrics to the metric families of prometheus_client."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics as they are now."""
-        yield from _of_requests(self._metrics)
-        yield from _of_the_model(self._metrics)
+        """Yield the current values of all metrics."""
+        yield from _request_metrics(self._metrics)
+        yield from _model_metrics(self._metrics)
         if self._metrics.current:
-            yield from _of_following(self._metrics.current.get())
+            yield from _alias_metrics(self._metrics.current.get())
 
     def describe(self) -> Iterator[Metric]:
-        """Yield nothing: there is one collector, so no name is taken twice."""
+        """Yield nothing: the registry has one collector, so names cannot collide."""
         return iter(())
 
 
-def _of_requests(metrics: Metrics) -> Iterator[Metric]:
+def _request_metrics(metrics: Metrics) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "http_requests",
-        "Requests answered, by endpoint and class of status.",
+        "Finished requests, by endpoint and class of status.",
         labels=["endpoint", "status"],
     )
     duration = HistogramMetricFamily(
         "http_request_duration_seconds",
-        "Time from the first look at a request to its answer, by endpoint.",
+        "Time from the end of a request's head to its response, by endpoint.",
         labels=["endpoint"],
     )
     for name, endpoint in metrics.endpoints.items():
-        for status, number in zip(STATUS_CLASSES, endpoint.by_class, strict=True):
-            requests.add_metric([name, status], number.total())
+        for status, counter in zip(STATUS_CLASSES, endpoint.by_class, strict=True):
+            requests.add_metric([name, status], counter.total())
         duration.add_metric([name], _buckets(endpoint.duration), endpoint.duration.sum())
     yield requests
     yield duration
     yield GaugeMetricFamily(
         "http_requests_in_flight",
-        "Requests that have come and are not answered yet, this one included.",
+        "Requests that have started and not finished, including this one.",
         value=metrics.in_flight.total(),
     )
 
 
-def _of_the_model(metrics: Metrics) -> Iterator[Metric]:
+def _model_metrics(metrics: Metrics) -> Iterator[Metric]:
     yield _histogram(
         "model_inference_seconds", "Time of one run of the model.", metrics.inference_seconds
     )
-    yield _histogram("model_batch_rows", "Rows of one run of the model.", metrics.batch_rows)
+    yield _histogram(
+        "model_batch_rows", "Number of rows in one run of the model.", metrics.batch_rows
+    )
     yield _histogram(
         "model_queue_seconds",
-        "Time that a request waited for a run that it shares with others.",
+        "Time that a request waited for its batch to start.",
         metrics.queue_seconds,
     )
-    yield CounterMetricFamily("model_rows", "Rows the model predicted.", value=metrics.rows.total())
+    yield CounterMetricFamily("model_rows", "Predicted rows.", value=metrics.rows.total())
     info = GaugeMetricFamily(
         "model_info", "1 for the model that is served.", labels=list(metrics.model)
     )
@@ -92,49 +95,52 @@ def _of_the_model(metrics: Metrics) -> Iterator[Metric]:
     yield info
     yield _histogram(
         "model_load_seconds",
-        "Time to open a model and run its golden rows, in each worker.",
+        "Time to open a model and run its golden rows, per worker.",
         metrics.load_seconds,
     )
     yield CounterMetricFamily(
         "model_open_failures",
-        "Times that a worker could not open what it was to serve.",
+        "Failed attempts of a worker to open a model.",
         value=metrics.open_failures.total(),
     )
     yield GaugeMetricFamily(
         "model_degraded",
-        "1 while the last good model is served instead of the one that should be.",
-        value=metrics.degraded.largest(),
+        "1 while the alias cannot be read, or the version that it names cannot be served.",
+        # One worker that serves an older version is enough to degrade the server.
+        value=metrics.degraded.max(),
     )
 
 
-def _of_following(now: ServedVersion) -> Iterator[Metric]:
-    """Yield what came of following an alias: facts of the server, the same in every worker."""
-    moves = CounterMetricFamily(
-        "model_reloads", "Tries to follow the alias, by outcome.", labels=["outcome"]
+def _alias_metrics(current: ServedVersion) -> Iterator[Metric]:
+    """Yield the metrics of polling an alias. They are facts of the server, not of one worker."""
+    reloads = CounterMetricFamily(
+        "model_reloads",
+        "Attempts to load the version that the alias names, by outcome.",
+        labels=["outcome"],
     )
-    moves.add_metric(["success"], now.reloads)
-    moves.add_metric(["failure"], now.reload_failures)
-    yield moves
+    reloads.add_metric(["success"], current.reloads)
+    reloads.add_metric(["failure"], current.reload_failures)
+    yield reloads
     yield SummaryMetricFamily(
         "model_reload_seconds",
-        "Time to pull and verify what the alias names, where it came to be served.",
-        count_value=now.reloads,
-        sum_value=now.reload_seconds,
+        "Time of the successful attempts to pull and verify a version that the alias names.",
+        count_value=current.reloads,
+        sum_value=current.reload_seconds,
     )
     yield GaugeMetricFamily(
         "model_alias_read_timestamp_seconds",
-        "When the alias was last read.",
-        value=now.polled_at,
+        "Unix time of the last successful read of the alias.",
+        value=current.polled_at,
     )
 
 
-def _histogram(name: str, documentation: str, values: Distribution) -> Metric:
+def _histogram(name: str, documentation: str, values: Histogram) -> Metric:
     return HistogramMetricFamily(
         name, documentation, buckets=_buckets(values), sum_value=values.sum()
     )
 
 
-def _buckets(values: Distribution) -> list[tuple[str, float]]:
-    """Return how many values were up to each bound, as Prometheus has it: all below included."""
+def _buckets(values: Histogram) -> list[tuple[str, float]]:
+    """Return upper bounds with cumulative counts, as Prometheus expects them."""
     bounds = [*map(floatToGoString, values.bounds), "+Inf"]
     return list(zip(bounds, accumulate(values.counts()), strict=True))

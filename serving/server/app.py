@@ -26,8 +26,8 @@ from serving.http.headers import REQUEST_ID
 from serving.http.infer import Infer
 from serving.http.inventory import Inventory
 from serving.http.predict import Predict
-from serving.http.probes import answer_error
-from serving.http.request_log import Answered, Request
+from serving.http.probes import send_error
+from serving.http.request_log import RequestContext, RequestRecorder
 from serving.inference.batcher import Runner
 from serving.inference.codecs.rows import Rows
 from serving.inference.model import Model
@@ -84,8 +84,8 @@ class App:
             ),
         }
         self._infer = self._endpoint(infer.ENDPOINT, Infer())
-        health = probes.health(self._runner)
-        operations = probes.operations(self._metrics, Inventory(settings, self._runner))
+        health = probes.health_probes(self._runner)
+        operations = probes.operations_probes(self._metrics, Inventory(settings, self._runner))
         managed = [*health, *operations]
         public = health if settings.management_port is not None else managed
         self._public_probes = {probe.path: probe for probe in public}
@@ -93,7 +93,7 @@ class App:
         self._documented: asyncio.Task[ASGIApp] | None = None
         self._later: asyncio.TimerHandle | None = None
         counted = (_OTHER, *DOCUMENTED, *self._management_probes)
-        self._answered_at = {path: self._answered(path) for path in counted}
+        self._recorders = {path: self._recorder(path) for path in counted}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer hot paths and probes at once and leave the others to FastAPI."""
@@ -129,19 +129,19 @@ class App:
 
     def _endpoint(self, name: str, codec: Codec[Any]) -> Endpoint[Any]:
         limit = self._settings.max_body_bytes
-        return Endpoint(codec, self._runner, self._answered(name), max_body_bytes=limit)
+        return Endpoint(codec, self._runner, self._recorder(name), max_body_bytes=limit)
 
     def _is_for_management(self, scope: Scope) -> bool:
         port = self._settings.management_port
         return port is not None and scope["server"][1] == port
 
-    def _answered(self, name: str) -> Answered:
-        return Answered(self._metrics.endpoint(name), access_log=self._settings.access_log)
+    def _recorder(self, name: str) -> RequestRecorder:
+        return RequestRecorder(self._metrics.endpoint(name), access_log=self._settings.access_log)
 
     async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Note a request that is not hot; a path that is none of ours is `other`."""
-        self._answered_at[_OTHER].begin()
-        request, status = Request(scope), 500
+        self._recorders[_OTHER].started()
+        request, status = RequestContext(scope), 500
 
         async def noting_the_status(message: Message) -> None:
             nonlocal status
@@ -157,7 +157,7 @@ class App:
             # A path with a name in it is counted as its route.
             route = getattr(scope.get("route"), "path", None)
             path = str(route or scope["path"])
-            self._answered_at.get(path, self._answered_at[_OTHER]).end(request, status)
+            self._recorders.get(path, self._recorders[_OTHER]).finished(request, status)
 
     async def _cold(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a probe, or have FastAPI answer; the management port has probes only."""
@@ -165,7 +165,7 @@ class App:
         if probe := (self._management_probes if managed else self._public_probes).get(path):
             await probe(scope, receive, send)
         elif managed:
-            await answer_error(send, RequestError(404, f"{path}: no such path"))
+            await send_error(send, RequestError(404, f"{path}: no such path"))
         else:
             documented = await self._documented_app(send)
             await documented(scope, receive, send)
@@ -177,13 +177,13 @@ class App:
             return await asyncio.shield(self._documented)
         except Exception:
             self._documented = None  # the next request tries again
-            await answer_error(send, RequestError(500, "internal error"))
+            await send_error(send, RequestError(500, "internal error"))
             raise  # uvicorn logs it
 
     def _document(self) -> ASGIApp:
-        from serving.api.fastapi_app import Documented  # noqa: PLC0415 - a start does not wait for it
+        from serving.api.fastapi_app import FastAPIApp  # noqa: PLC0415 - a start does not wait for it
 
-        return Documented(self._runner, self._public_probes.values())
+        return FastAPIApp(self._runner, self._public_probes.values())
 
     async def _begin(self) -> ServedVersion | None:
         """Serve what is current and return it; None when that failed and is to be tried again.

@@ -191,7 +191,7 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
     def spawn_worker(self) -> Any:
         """Fork with TERM held back: one that came before the child could heed it would be lost."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-        row = self.app.callable.counters.take_row()
+        row = self.app.callable.counters.claim_slot()
         try:
             pid: int = super().spawn_worker()
         except SystemExit as ended:
@@ -210,7 +210,7 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
     def give_back_row(self, pid: int) -> None:
         """Let the next worker count on where one that ended did."""
         if (row := self._rows.pop(pid, None)) is not None:
-            self.app.callable.counters.give_back(row)
+            self.app.callable.counters.release_slot(row)
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
         """Stop, after a failed start with what the worker said last on stderr."""
