@@ -29,6 +29,7 @@ YES =
 TO = docs
 NAMESPACE = inference
 SOURCE =
+MEMORY =
 CLUSTER = inference
 LOAD_IMAGE = kind load docker-image --name '$(subst ','\'',$(CLUSTER))'
 EVICT_IMAGE =
@@ -151,7 +152,7 @@ e2e: setup-dev ## Prove the cluster: every kind of release under steady load, th
 		.venv/bin/python -m pytest tests/e2e -x --capture=no $(if $(filter 1,$(SHORT)),-m short)
 
 options_of_release = $(call option,MODE,mode) $(call option,MODEL,model) $(call option,NAMESPACE,namespace)
-options_of_pair = $(options_of_release) $(call option,STORE,store) $(call option,SOURCE,source) \
+options_of_pair = $(options_of_release) $(call option,STORE,store) $(call option,SOURCE,source) $(call option,MEMORY,memory) \
 	$(call option,IMAGE_TAG,image-tag) $(call option,REGISTRY,registry) \
 	--load-image=$(call quoted,$(LOAD_IMAGE)) --record=$(call quoted,$(TO)/compatibility.json)
 

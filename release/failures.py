@@ -12,8 +12,8 @@ from release.compatibility.servers import LockError
 from release.images.build import BuildError
 from release.images.docker import DockerError
 from release.images.prune import PruneError
+from release.kubernetes.errors import ReleaseError
 from release.kubernetes.kubectl import ClusterError
-from release.kubernetes.resolve import PairError
 from serving.errors import StartupError
 
 _FAILURES = (
@@ -23,7 +23,7 @@ _FAILURES = (
     ContractMismatch,
     DockerError,
     LockError,
-    PairError,
+    ReleaseError,
     PruneError,
     StartupError,
     StoreError,

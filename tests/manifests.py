@@ -1,6 +1,6 @@
-"""Rendering k8s/ for one release, as kustomize does, and finding one's way in what comes out.
+"""Render k8s/ for a release with kustomize, and find objects and fields in the result.
 
-Used by test_manifests.py, which looks at what is applied, never at single files of k8s/.
+Tests check the rendered objects, never single files of k8s/.
 """
 
 import functools
@@ -18,7 +18,8 @@ from typing import Any, get_args
 import yaml
 
 from artifact.contract import parse_contract
-from release.kubernetes.manifests import Manifests, Track, kustomize
+from release.kubernetes.deployment_name import TrackName
+from release.kubernetes.manifests import Manifests, kustomize
 from serving.settings import Mode
 from tests.fakes import unavailable
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 K8S = ROOT / "k8s"
 IRIS = ROOT / "tests" / "contracts" / "format-1-iris.json"
 CANARY = "components/canary"
-# Settings that say where, and which, the model is.
+# Settings that name the model and its location.
 MODEL_SETTINGS = ("MODEL_URI", "MODEL_DIR")
 
 Object = Mapping[str, Any]
@@ -34,7 +35,7 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Release:
-    """A model's version with its image; each value tells whose it is."""
+    """A release whose values can be recognised in rendered manifests."""
 
     version: str
     hexadecimal: str
@@ -42,17 +43,17 @@ class Release:
 
     @property
     def sha256(self) -> str:
-        """Of its contract, of its server's image and of its model's image alike."""
+        """The sha256 of its contract, of its server image, and of its model image."""
         return self.hexadecimal * 64
 
 
-# The version that k8s/ itself names, so that what a release forgets to fill in is a trace of it.
+# The version in the examples of k8s/. A value of A in a rendering of B was not replaced.
 A = Release("1", "a")
 B = Release("2", "b")
 
 
 def _kustomizations() -> dict[str, dict[str, Any]]:
-    """Every kustomization of k8s/ by its folder."""
+    """Return every kustomization of k8s/ by its folder."""
     return {
         file.parent.relative_to(K8S).as_posix(): yaml.safe_load(file.read_text(encoding="utf-8"))
         for file in sorted(K8S.rglob("kustomization.yaml"))
@@ -60,46 +61,61 @@ def _kustomizations() -> dict[str, dict[str, Any]]:
 
 
 def _used(folder: str, kustomization: Object) -> set[str]:
-    """The folders that a kustomization is made of."""
+    """Return the folders that a kustomization includes."""
     paths = [*kustomization.get("resources", ()), *kustomization.get("components", ())]
     return {Path(os.path.normpath(Path(folder) / path)).as_posix() for path in paths}
 
 
 def _tops(kind: str) -> list[str]:
-    """The folders of a kind that nothing else is made of."""
-    every = _kustomizations()
-    used = set().union(*(_used(folder, one) for folder, one in every.items()))
-    return [folder for folder, one in every.items() if one["kind"] == kind and folder not in used]
+    """Return the folders of a kind that no other kustomization includes."""
+    kustomizations = _kustomizations()
+    used = set().union(*(_used(folder, content) for folder, content in kustomizations.items()))
+    return [
+        folder
+        for folder, content in kustomizations.items()
+        if content["kind"] == kind and folder not in used
+    ]
 
 
-# For clusters that have KServe, whose schemas are not Kubernetes's.
+# For clusters with KServe. Its objects are not in the schemas of Kubernetes.
 KSERVE = "kserve"
 OVERLAYS = [folder for folder in _tops("Kustomization") if folder != KSERVE]
-# The others are what the releases share.
+# Overlays of a server; the others contain shared objects.
 SERVERS = [overlay for overlay in OVERLAYS if overlay.partition("/")[0] in get_args(Mode)]
 COMPONENTS = _tops("Component")
 COMBINATIONS = [
-    chosen
+    combination
     for count in range(len(COMPONENTS) + 1)
-    for chosen in itertools.combinations(COMPONENTS, count)
+    for combination in itertools.combinations(COMPONENTS, count)
 ]
 
 
 @functools.cache
 def render(overlay: str, components: tuple[str, ...] = (), release: Release = A) -> list[Object]:
-    """Return the objects of a release; not to be changed, they are rendered once."""
+    """Return the objects of a release. Cached, so tests must not change them."""
     if shutil.which("kubectl") is None:
         unavailable("needs kubectl")
     if overlay not in SERVERS:
         parts = {"resources": [overlay], "components": components}
         return list(yaml.safe_load_all(kustomize({"namespace": "models", **parts})))
-    track: Track = "canary" if CANARY in components else "stable"
-    return list(yaml.safe_load_all(_manifests(overlay, release).render(track)))
+    track: TrackName = "canary" if CANARY in components else "stable"
+    return list(manifests_of(overlay, release).render(track).objects)
 
 
-def _manifests(overlay: str, release: Release) -> Manifests:
+@functools.cache
+def render_folder(folder: str) -> list[Object]:
+    """Return the objects of a folder of k8s/ as `kubectl apply -k` applies them."""
+    if shutil.which("kubectl") is None:
+        unavailable("needs kubectl")
+    return list(yaml.safe_load_all(kustomize({"resources": [folder]})))
+
+
+def manifests_of(overlay: str, release: Release) -> Manifests:
+    """Return the manifests of a release with an overlay of k8s/."""
+    if shutil.which("kubectl") is None:
+        unavailable("needs kubectl")
     contract = parse_contract(IRIS.read_text(encoding="utf-8"), "iris")
-    where = {"bucket": "s3://bucket/models", "image_volume": f"model@sha256:{release.sha256}"}
+    locations = {"bucket": "s3://bucket/models", "image_volume": f"model@sha256:{release.sha256}"}
     _, _, source = overlay.partition("/")
     return Manifests(
         mode=mode_of(overlay),
@@ -110,24 +126,24 @@ def _manifests(overlay: str, release: Release) -> Manifests:
         image_id=f"sha256:{release.sha256}",
         path=f"models/{release.model}/{release.version}",
         source=source or None,  # type: ignore[arg-type]
-        where=where.get(source),
+        location=locations.get(source),
     )
 
 
 def mode_of(overlay: str) -> Mode:
-    """Return the release mode of an overlay, which is the folder that it is in."""
+    """Return the release mode of an overlay: its first folder."""
     return overlay.partition("/")[0]  # type: ignore[return-value]
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Any]:
     """Return the objects of a kind."""
-    return [one for one in objects if one["kind"] == kind]
+    return [item for item in objects if item["kind"] == kind]
 
 
 def only(objects: list[Object], kind: str) -> Any:
-    """Return the one object of a kind."""
-    (one,) = of_kind(objects, kind)
-    return one
+    """Return the only object of a kind."""
+    (item,) = of_kind(objects, kind)
+    return item
 
 
 def pod_of(objects: list[Object]) -> Any:
@@ -136,7 +152,7 @@ def pod_of(objects: list[Object]) -> Any:
 
 
 def containers(pod: Object) -> list[Any]:
-    """Return all containers of a pod, those included that run before the server."""
+    """Return all containers of a pod, including init containers."""
     return [
         container
         for kind in ("initContainers", "containers", "ephemeralContainers")
@@ -149,48 +165,48 @@ def server_of(pod: Object) -> Any:
     return named(pod["containers"], "server")
 
 
-def named(things: list[Any], name: str) -> Any:
-    """Return the one of that name."""
-    (thing,) = [thing for thing in things if thing["name"] == name]
-    return thing
+def named(items: list[Any], name: str) -> Any:
+    """Return the item with a name."""
+    (match,) = [item for item in items if item["name"] == name]
+    return match
 
 
 def variables(container: Object) -> dict[str, Any]:
-    """Return a container's environment, each variable with where its value comes from."""
-    return {one["name"]: one for one in container.get("env", ())}
+    """Return the entries of a container's `env` by name."""
+    return {entry["name"]: entry for entry in container.get("env", ())}
 
 
 def environment(template: Object, container: Object) -> dict[str, str]:
-    """Return a container's environment as the kubelet makes it."""
-    made = {}
-    for name, one in variables(container).items():
-        source = one.get("valueFrom", {})
+    """Return a container's environment as the kubelet resolves it."""
+    values = {}
+    for name, entry in variables(container).items():
+        source = entry.get("valueFrom", {})
         if "fieldRef" in source:
             path = re.fullmatch(r"metadata\.annotations\['(.+)'\]", source["fieldRef"]["fieldPath"])
             assert path, source
-            made[name] = template["metadata"]["annotations"][path[1]]
+            values[name] = template["metadata"]["annotations"][path[1]]
         elif "resourceFieldRef" in source:
             field = source["resourceFieldRef"]
-            of = named(template["spec"]["containers"], field["containerName"])
+            referenced = named(template["spec"]["containers"], field["containerName"])
             kind, resource = field["resource"].split(".")
-            # The default divisor is one whole unit, rounded up.
-            made[name] = str(math.ceil(quantity(of["resources"][kind][resource])))
+            # The default divisor is 1, and Kubernetes rounds up.
+            values[name] = str(math.ceil(quantity(referenced["resources"][kind][resource])))
         else:
-            made[name] = one["value"]
-    return made
+            values[name] = entry["value"]
+    return values
 
 
-def quantity(written: str | int) -> Decimal:
-    """Return what a quantity of Kubernetes is, such as 250m or 192Mi."""
+def quantity(text: str | int) -> Decimal:
+    """Return the value of a Kubernetes quantity such as 250m or 192Mi."""
     units = {"m": Decimal("0.001"), "": Decimal(1), "k": Decimal(1000)}
     for power, unit in enumerate("KMGT", start=1):
         units |= {unit: Decimal(1000**power), f"{unit}i": Decimal(1024**power)}
-    number = str(written).rstrip("mkKMGTi")
-    return Decimal(number) * units[str(written).removeprefix(number)]
+    number = str(text).rstrip("mkKMGTi")
+    return Decimal(number) * units[str(text).removeprefix(number)]
 
 
 def mounted(container: Object, path: str) -> tuple[Any, str] | None:
-    """Return the mount that a path lies in, and the path within its volume."""
+    """Return the mount that contains a path, and the path within its volume."""
     for mount in container.get("volumeMounts", ()):
         if Path(path).is_relative_to(mount["mountPath"]):
             return mount, Path(path).relative_to(mount["mountPath"]).as_posix()
@@ -198,7 +214,7 @@ def mounted(container: Object, path: str) -> tuple[Any, str] | None:
 
 
 def keys(tree: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield the way to each field of an object."""
+    """Yield the path to each field of an object."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield (*path, key)

@@ -16,7 +16,7 @@ from artifact.redact import redact
 from artifact.uri import file_path
 from release.images.docker import DockerError, docker, registry_prefix
 from release.images.docker_images import Image, layer_sizes, local_images
-from release.kubernetes.images_in_use import needed_by_cluster
+from release.kubernetes.images_in_use import images_in_use
 from release.kubernetes.kubectl import ClusterError, current_context
 
 
@@ -36,7 +36,7 @@ def prune(store: str, keep: int, *, yes: bool, registry: str | None = None) -> i
     """
     if keep < 1:
         raise PruneError(f"KEEP: expected 1 or more, got {keep}. The newest image is always kept.")
-    needed = _images_needed_by_cluster()
+    needed = _images_images_in_use()
     prefix = registry_prefix(registry)
     local = local_images(prefix)
     reasons = why_kept(local.images, keep, needed, prefix)
@@ -50,10 +50,10 @@ def prune(store: str, keep: int, *, yes: bool, registry: str | None = None) -> i
     return 1 if failures else 0
 
 
-def _images_needed_by_cluster() -> set[str]:
+def _images_images_in_use() -> set[str]:
     """Return the images that the cluster needs, and print which cluster. Raises PruneError."""
     try:
-        needed, context = needed_by_cluster(), current_context()
+        needed, context = images_in_use(), current_context()
     except ClusterError as error:
         raise PruneError(
             f"{error}\nNothing was removed, because the configured cluster may need any image. "

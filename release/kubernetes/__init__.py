@@ -1,1 +1,1 @@
-"""A release in a cluster: deployed, tried as a canary, promoted and rolled back as one thing."""
+"""Deploy, canary, promote, and roll back releases in a Kubernetes cluster."""

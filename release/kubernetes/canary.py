@@ -1,7 +1,8 @@
-"""A canary: another release beside the running one, behind the same Service, shifted gradually.
+"""Run a canary: another release beside the stable one, whose share of requests grows in steps.
 
-Nothing is installed in the cluster for it, so its share of the requests is its share of the
-replicas. It is promoted only after it was no worse than fresh stable replicas at every step.
+Nothing is installed in the cluster for this: both tracks are behind the same Service, so a
+canary's share of the requests is its share of the replicas. It is promoted only if it was no
+worse than fresh stable replicas in every step.
 """
 
 import sys
@@ -15,281 +16,306 @@ import httpx
 
 from artifact.contract import Contract
 from release.kubernetes import golden
-from release.kubernetes.canary_analysis import Counts, worse
-from release.kubernetes.deploy import ROLLOUT_SECONDS, apply, contract_of, settle
-from release.kubernetes.deployment import Deployment, RolloutError, is_ready
-from release.kubernetes.golden import WrongAnswer
+from release.kubernetes.canary_analysis import Counts, find_regressions
+from release.kubernetes.deploy import ROLLOUT_SECONDS, apply, contract_of, wait_until_serving
+from release.kubernetes.errors import ReleaseError, RolloutError
+from release.kubernetes.golden import PredictionError
 from release.kubernetes.kubectl import ClusterError
 from release.kubernetes.manifests import Manifests
 from release.kubernetes.port_forward import HTTP, MANAGEMENT, PortForwards
+from release.kubernetes.resources import memory_bytes
+from release.kubernetes.track import Track, is_ready
 
-_LOOK_SECONDS = 2
-_WHOLE = 100
+_POLL_SECONDS = 2
+_ALL = 100
 
 
-class InconclusiveError(ClusterError):
-    """Why a canary could not be judged; it stays as it is."""
+class InconclusiveError(Exception):
+    """There was too little traffic to compare the canary with stable; it keeps running."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """How a canary is tried.
+class CanaryPlan:
+    """The steps of a canary and the conditions for each."""
 
-    steps: its shares in percent; 100 is the promotion. bake_seconds and min_requests: how long
-    each step is watched, and how many requests each track must have answered meanwhile.
-    agreement: on which share of the stable release's golden rows it must be of its opinion.
-    """
-
+    # Shares of the replicas in percent; 100 is the promotion.
     steps: Sequence[int]
+    # How long each step is watched.
     bake_seconds: float
+    # How many requests each track must answer in each step.
     min_requests: int
+    # The share of the stable model's golden rows on which the canary must agree, 0 to 1.
     agreement: float
 
 
 class Canary:
-    """The canary of a release, beside the stable track.
+    """The canary track of a deployment, and the stable track beside it."""
 
-    store: model store that has the contracts of both.
-    """
-
-    def __init__(self, namespace: str, instance: str, store: str) -> None:
-        self.stable = Deployment(namespace, instance)
-        self.deployment = Deployment(namespace, instance, "canary")
+    def __init__(self, namespace: str, deployment: str, store: str) -> None:
+        self.stable = Track(namespace, deployment)
+        self.track = Track(namespace, deployment, "canary")
+        # The model store, which has the contracts of both releases.
         self._store = store
 
     def shift(self, manifests: Manifests, weight: int) -> None:
-        """Start the canary, or give it another share, and return once it serves.
+        """Start the canary or change its share; return once it serves.
 
-        weight: its share in percent, 1 to 99; as near as whole replicas come. Raises
-        ClusterError; a canary that does not come up, or is wrong, is gone then.
+        weight: its share in percent, 1 to 99, rounded to whole replicas. Raises ClusterError; a
+        canary that does not become ready or does not predict correctly is removed.
         """
-        if not 1 <= weight < _WHOLE:
-            raise ClusterError(f"WEIGHT: expected 1 to 99 percent, got {weight}")
+        if not 1 <= weight < _ALL:
+            raise ReleaseError(f"WEIGHT: expected 1 to 99 percent, got {weight}")
         self._check(manifests)
         self._scale(manifests, self._replicas_for(weight))
-        self._say_share(weight)
+        self._print_share(weight)
 
-    def try_out(self, manifests: Manifests, trial: Trial) -> None:
-        """Shift step by step, promoted after the last if that is 100, aborted when worse.
+    def run(self, manifests: Manifests, plan: CanaryPlan) -> None:
+        """Run all steps, comparing the canary with stable in each; promote it at 100.
 
-        Raises ClusterError when it was aborted, InconclusiveError when there is too little
-        traffic to judge by: it stays as it is, and the same call goes on from there.
+        Raises ClusterError if the canary was aborted, and InconclusiveError if there was too
+        little traffic: then the canary keeps running, and the same call continues at its share.
         """
         self._check(manifests)
-        already = self.deployment.replicas() if self.deployment.exists() else 0
-        # It starts together with the canary.
+        running = self.track.replicas() if self.track.exists() else 0
+        # Now, so that the fresh stable replica has the age of the canary.
         self.stable.add_fresh()
-        judged = 0
-        for weight in trial.steps:
-            if weight >= _WHOLE:
+        watched = 0
+        for weight in plan.steps:
+            if weight >= _ALL:
                 self.promote()
                 return
             replicas = self._replicas_for(weight)
-            if replicas == judged or replicas < already:
-                print(f"{weight} %: as many replicas as the step before, so nothing new to judge")
+            if replicas == watched or replicas < running:
+                print(f"{weight} %: skipped, because it is no more replicas than before")
                 continue
             self._scale(manifests, replicas)
-            self._say_share(weight)
-            self._bake(manifests.contract, trial)
-            judged = replicas
-        print(f"{self.deployment.name}: no step is left; `make promote` or `make abort`")
+            self._print_share(weight)
+            self._bake(manifests.contract, plan)
+            watched = replicas
+        print(
+            f"{self.track.name}: all steps are done. Run `make promote` or `make abort`.",
+            flush=True,
+        )
 
     def promote(self) -> None:
-        """Make the canary's release the stable one, image and model, and end the canary."""
-        release, before = self.deployment.current(), self.stable.current()
-        print(f"{self.stable.name}: from {before} to {release}", flush=True)
+        """Make the canary's release the stable one, image and model, and remove the canary."""
+        release, previous = self.track.current(), self.stable.current()
+        print(f"{self.stable.name}: promoting {release}, replacing {previous}", flush=True)
         self.stable.run(release.on("stable"))
-        settle(self.stable, contract_of(release, self._store), before)
-        self._end()
-        print(f"{self.stable.name}: {release} is promoted; it serves alone")
+        wait_until_serving(self.stable, contract_of(release, self._store), previous)
+        self._remove()
+        print(f"{self.stable.name}: {release} is promoted and gets all requests.")
 
     def abort(self, reasons: Sequence[str] = ()) -> None:
-        """End the canary; the stable release serves on. Raises NotFound where there is none."""
-        release = self.deployment.current()
-        self._end()
-        why = f" because of {'; '.join(reasons)}" if reasons else ""
-        print(f"{self.deployment.name}: {release} is aborted{why}", flush=True)
-        print(f"{self.stable.name}: {self.stable.current()} serves alone")
+        """Remove the canary; the stable release keeps serving. Raises NotFoundError without one."""
+        release = self.track.current()
+        self._remove()
+        reason = f": {'; '.join(reasons)}" if reasons else ""
+        print(f"{self.track.name}: aborted {release}{reason}", flush=True)
+        print(f"{self.stable.name}: {self.stable.current()} keeps serving and gets all requests.")
 
-    def _end(self) -> None:
-        self.deployment.remove()
-        self.stable.end_fresh()
+    def _remove(self) -> None:
+        self.track.remove()
+        self.stable.remove_fresh()
 
     def _check(self, manifests: Manifests) -> None:
-        """Refuse what is no canary of the stable release, before anything is changed."""
+        """Reject a release that cannot be a canary of the stable one, before any change."""
         stable = self.stable.current()
         if manifests.contract.name != stable.model_name:
-            raise ClusterError(
-                f"MODEL: expected a version of {stable.model}, got {manifests.model}"
+            raise ReleaseError(
+                f"MODEL: expected a version of {stable.model_name}, got {manifests.model}"
             )
         if (manifests.source or "image") != stable.source:
-            raise ClusterError(
-                f"SOURCE: expected that of the stable release, {stable.source}, got "
+            raise ReleaseError(
+                f"SOURCE: expected the one of the stable release, {stable.source}, got "
                 f"{manifests.source}. Change it with `make deploy`."
             )
-        if (manifests.image_id, manifests.contract_sha256) == stable.parts:
-            raise ClusterError(f"expected another release than the stable one, got it: {stable}")
-        if self.deployment.exists():
-            running = self.deployment.current()
-            if (manifests.image_id, manifests.contract_sha256) != running.parts:
-                raise ClusterError(
-                    f"{self.deployment.name}: {running} is being tried. `make promote` or "
-                    "`make abort` first."
-                )
-        if served := contract_of(stable, self._store):
-            _check_formats(manifests.contract, served)
+        if manifests.release == stable.release:
+            raise ReleaseError(f"The canary is the same release as the stable one: {stable}")
+        if self.track.exists():
+            self._check_running(manifests)
+        if contract := contract_of(stable, self._store):
+            _check_formats(manifests.contract, contract)
+
+    def _check_running(self, manifests: Manifests) -> None:
+        """Reject a release that differs from the canary that runs."""
+        running = self.track.current()
+        if manifests.release != running.release:
+            raise ReleaseError(
+                f"{self.track.name}: another canary is running: {running}. "
+                "Run `make promote` or `make abort` first."
+            )
+        memory, limit = manifests.memory, running.memory_limit
+        if memory and limit and memory_bytes(memory) != memory_bytes(limit):
+            raise ReleaseError(
+                f"MEMORY: expected {limit}, which the running canary {self.track.name} has, "
+                f"got {memory}. Run `make abort` first."
+            )
 
     def _replicas_for(self, weight: int) -> int:
         stable = self.stable.replicas()
-        return max(1, round(stable * weight / (_WHOLE - weight)))
+        return max(1, round(stable * weight / (_ALL - weight)))
 
-    def _say_share(self, weight: int) -> None:
-        canary, stable = self.deployment.replicas(), self.stable.replicas()
+    def _print_share(self, weight: int) -> None:
+        canary, stable = self.track.replicas(), self.stable.replicas()
         print(
-            f"{self.deployment.name}: {canary} of {canary + stable} replicas, "
-            f"{_WHOLE * canary / (canary + stable):.0f} % ({weight} % was asked for): "
-            f"{self.deployment.current()}",
+            f"{self.track.name}: {canary} of {canary + stable} replicas, "
+            f"{_ALL * canary / (canary + stable):.0f} % (requested: {weight} %), run "
+            f"{self.track.current()}",
             flush=True,
         )
 
     def _scale(self, manifests: Manifests, replicas: int) -> None:
-        """Have so many replicas of the canary, ready, their golden rows right; else abort."""
-        if self.deployment.exists():
-            self.deployment.scale(replicas)
+        """Run this many canary replicas; return once all are ready and predict correctly.
+
+        Aborts the canary and raises RolloutError if they do not.
+        """
+        if self.track.exists():
+            self.track.scale(replicas)
         else:
 
-            def start_with(manifest: dict[str, Any]) -> None:
+            def set_minimum(manifest: dict[str, Any]) -> None:
                 if manifest["kind"] == "HorizontalPodAutoscaler":
                     manifest["spec"]["minReplicas"] = replicas
-                    most = max(replicas, manifest["spec"]["maxReplicas"])
-                    manifest["spec"]["maxReplicas"] = most
+                    maximum = max(replicas, manifest["spec"]["maxReplicas"])
+                    manifest["spec"]["maxReplicas"] = maximum
 
-            apply(manifests, "canary", start_with)
+            apply(manifests, "canary", set_minimum)
         try:
-            self.deployment.wait(ROLLOUT_SECONDS)
+            self.track.wait(ROLLOUT_SECONDS)
             self.stable.wait(ROLLOUT_SECONDS)
-            with PortForwards(self.deployment.namespace) as pods:
-                self._ask_golden_rows(pods, manifests.contract)
-        except (RolloutError, WrongAnswer) as error:
-            print(self.deployment.report(), file=sys.stderr)
+            with PortForwards(self.track.namespace) as pods:
+                self._check_golden_rows(pods, manifests.contract)
+        except (RolloutError, PredictionError) as error:
+            print(self.track.failure_report(), file=sys.stderr)
             self.abort([str(error)])
-            raise ClusterError(f"{self.deployment.name}: aborted: {error}") from None
+            raise RolloutError(f"{self.track.name}: aborted: {error}") from None
 
-    def _ask_golden_rows(self, pods: PortForwards, contract: Contract, least: float = 0.0) -> None:
-        """Check the golden rows of the canary on each of its pods.
+    def _check_golden_rows(
+        self, pods: PortForwards, contract: Contract, min_agreement: float = 0.0
+    ) -> None:
+        """Check the canary's golden rows on each of its pods.
 
-        least: share of the stable release's golden rows on which each pod must agree. Raises
-        WrongAnswer, and ClusterError if a pod cannot be reached, which says nothing about it.
+        min_agreement: the share of the stable release's golden rows on which each pod must agree.
+        Raises PredictionError, and ClusterError if a pod is unreachable.
         """
-        served = contract_of(self.stable.current(), self._store) if least else None
+        stable = contract_of(self.stable.current(), self._store) if min_agreement else None
         for name in self._pod_names():
             try:
-                pods.ask(name, HTTP, partial(golden.check, contract=contract))
-                if served:
-                    pods.ask(name, HTTP, partial(_check_agreement, contract=served, least=least))
-            except (WrongAnswer, ClusterError):
-                # The autoscaler may have removed the pod meanwhile.
+                pods.call(name, HTTP, partial(golden.check, contract=contract))
+                if stable:
+                    check = partial(_check_agreement, contract=stable, min_agreement=min_agreement)
+                    pods.call(name, HTTP, check)
+            except (PredictionError, ClusterError):
+                # The autoscaler may have removed the pod meanwhile, which is not an error.
                 if name in self._pod_names():
                     raise
 
     def _pod_names(self) -> list[str]:
-        return [pod["metadata"]["name"] for pod in self.deployment.pods()]
+        return [pod["metadata"]["name"] for pod in self.track.pods()]
 
-    def _bake(self, contract: Contract, trial: Trial) -> None:
-        """Watch a step. Raises ClusterError when it was aborted, and InconclusiveError."""
-        with PortForwards(self.deployment.namespace) as pods:
-            canary = _Watched(pods, self.deployment.pods())
-            stable = _Watched(pods, self.stable.fresh_pods())
-            reasons = self._watch(pods, canary, contract, trial)
+    def _bake(self, contract: Contract, plan: CanaryPlan) -> None:
+        """Watch one step. Aborts a canary that is worse and raises RolloutError.
+
+        Raises InconclusiveError if there were too few requests.
+        """
+        with PortForwards(self.track.namespace) as pods:
+            canary = _WatchedPods(pods, self.track.pods())
+            stable = _WatchedPods(pods, self.stable.fresh_pods())
+            reasons = self._watch(pods, canary, contract, plan)
             counts = canary.counts(), stable.counts()
         print(f"  canary: {counts[0]}\n  stable: {counts[1]}", flush=True)
-        reasons += worse(*counts, trial.min_requests)
+        reasons += find_regressions(*counts, plan.min_requests)
         if reasons:
             self.abort(reasons)
-            raise ClusterError(f"{self.deployment.name}: aborted: {'; '.join(reasons)}")
-        if min(one.requests for one in counts) < trial.min_requests:
+            raise RolloutError(f"{self.track.name}: aborted: {'; '.join(reasons)}")
+        if min(count.requests for count in counts) < plan.min_requests:
             raise InconclusiveError(
-                f"{self.deployment.name}: inconclusive: canary and fresh stable replicas answered "
-                f"{counts[0].requests} and {counts[1].requests} requests in "
-                f"{trial.bake_seconds:g} s, {trial.min_requests} each are needed to judge. It "
-                "stays at this share; the same command goes on, `make abort` ends it."
+                f"{self.track.name}: inconclusive: in {plan.bake_seconds:g} s the canary answered "
+                f"{counts[0].requests} requests and the fresh stable replicas "
+                f"{counts[1].requests}; {plan.min_requests} each are needed (MIN_REQUESTS). The "
+                "canary keeps running at this share. Run the same command to continue, or "
+                "`make abort`."
             )
 
     def _watch(
-        self, pods: PortForwards, canary: "_Watched", contract: Contract, trial: Trial
+        self, pods: PortForwards, canary: "_WatchedPods", contract: Contract, plan: CanaryPlan
     ) -> list[str]:
-        """Return after the time of a step, or at once with what is wrong beyond doubt."""
-        deadline = time.monotonic() + trial.bake_seconds
+        """Return after the time of the step, or earlier with the reasons for an abort."""
+        deadline = time.monotonic() + plan.bake_seconds
         while True:
             try:
-                self._ask_golden_rows(pods, contract, trial.agreement)
-            except WrongAnswer as wrong:
-                return [str(wrong)]
-            if lost := canary.lost(self.deployment.pods()):
-                return lost
-            left = deadline - time.monotonic()
-            if left <= 0:
+                self._check_golden_rows(pods, contract, plan.agreement)
+            except PredictionError as error:
+                return [str(error)]
+            if failed := canary.failed(self.track.pods()):
+                return failed
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 return []
-            time.sleep(min(_LOOK_SECONDS, left))
+            time.sleep(min(_POLL_SECONDS, remaining))
 
 
-class _Watched:
-    """Pods and what they had counted when the watch began."""
+class _WatchedPods:
+    """Pods, and their counts and restarts at the start of a step."""
 
     def __init__(self, connections: PortForwards, pods: list[dict[str, Any]]) -> None:
         self._connections = connections
         self._restarts = {pod["metadata"]["name"]: _restarts(pod) for pod in pods}
-        self._before = {name: self._counts(name) for name in self._restarts}
+        self._before = {name: self._read(name) for name in self._restarts}
 
     def counts(self) -> Counts:
-        """Return what they have counted since; of those that are still there."""
+        """Return the counts since the start of the step, of the pods that still run."""
         total = Counts()
         for name, before in self._before.items():
             try:
-                total += self._counts(name) - before
+                total += self._read(name) - before
             except (httpx.HTTPError, ClusterError):
                 continue
         return total
 
-    def _counts(self, name: str) -> Counts:
-        return self._connections.ask(name, MANAGEMENT, Counts.at)
+    def _read(self, name: str) -> Counts:
+        return self._connections.call(name, MANAGEMENT, Counts.read)
 
-    def lost(self, pods: list[dict[str, Any]]) -> list[str]:
-        """Return which pods have restarted, or are not ready any more."""
-        there = {pod["metadata"]["name"]: pod for pod in pods}
+    def failed(self, pods: list[dict[str, Any]]) -> list[str]:
+        """Return the pods that have restarted or are not ready any more, as text."""
+        current = {pod["metadata"]["name"]: pod for pod in pods}
         return [
             f"pod {name}: restarted or not ready"
             for name, restarts in self._restarts.items()
-            if name in there and (_restarts(there[name]) > restarts or not is_ready(there[name]))
+            if name in current
+            and (_restarts(current[name]) > restarts or not is_ready(current[name]))
         ]
 
 
-def _check_agreement(url: str, contract: Contract, least: float) -> None:
-    """Raise WrongAnswer if a server agrees on a smaller share of a contract's golden rows."""
+def _check_agreement(url: str, contract: Contract, min_agreement: float) -> None:
+    """Raise PredictionError if a server agrees on too small a share of the golden rows."""
     share = golden.agreement(url, contract)
-    if share < least:
-        raise WrongAnswer(
-            f"golden rows of {contract.name}/{contract.version}: it agrees on {share:.0%}, "
-            f"expected {least:.0%}"
+    if share < min_agreement:
+        raise PredictionError(
+            f"golden rows of the stable model {contract.name}/{contract.version}: expected the "
+            f"same result on {min_agreement:.0%}, got {share:.0%} (AGREEMENT)"
         )
 
 
 def _restarts(pod: dict[str, Any]) -> int:
-    return sum(one["restartCount"] for one in pod["status"].get("containerStatuses", []))
+    statuses = pod["status"].get("containerStatuses", [])
+    return sum(status["restartCount"] for status in statuses)
 
 
 def _check_formats(canary: Contract, stable: Contract) -> None:
-    """Refuse a canary that the stable release's clients could not ask."""
-    for what, ours, theirs in (
+    """Reject a canary with other inputs or outputs: it gets requests that are meant for stable."""
+    for kind, tensors, stable_tensors in (
         ("inputs", canary.inputs, stable.inputs),
         ("outputs", canary.outputs, stable.outputs),
     ):
-        came, expected = (
-            ", ".join(f"{one.name} {one.signature}" for one in some) for some in (ours, theirs)
+        actual, expected = (
+            ", ".join(f"{tensor.name} {tensor.signature}" for tensor in group)
+            for group in (tensors, stable_tensors)
         )
-        if came != expected:
-            raise ClusterError(
-                f"{canary.name}/{canary.version}: {what} expected {expected} as in version "
-                f"{stable.version}, got {came}. Clients of one cannot be sent to the other: "
-                "release it under another name."
+        if actual != expected:
+            raise ReleaseError(
+                f"{canary.name}/{canary.version}: {kind}: expected {expected} as in version "
+                f"{stable.version}, got {actual}. Clients of one cannot use the other: release "
+                "it under another name."
             )

@@ -1,4 +1,4 @@
-"""`python -m release deploy` and the like: the commands that change a cluster."""
+"""The commands that change a cluster, such as `python -m release deploy`."""
 
 import sys
 from dataclasses import replace
@@ -11,15 +11,18 @@ from pydantic import TypeAdapter, ValidationError
 from artifact.contract import Name
 from release.failures import failures_as_text
 from release.images.build import ReleaseImages
-from release.kubernetes import deploy as deployment
-from release.kubernetes.canary import Canary, InconclusiveError, Trial
-from release.kubernetes.deployment import find_instance
+from release.kubernetes import deploy as deploying
+from release.kubernetes.canary import Canary, CanaryPlan, InconclusiveError
+from release.kubernetes.errors import ReleaseError
 from release.kubernetes.kubectl import ClusterError, current_context
 from release.kubernetes.manifests import Manifests
-from release.kubernetes.resolve import Options, pair
+from release.kubernetes.resolve import Options, resolve_release
+from release.kubernetes.resources import memory_bytes
+from release.kubernetes.track import find_deployment
 from release.options import ImageTag, Model, Registry, Store
 from serving.settings import Mode
 
+# The exit status of a canary that had too little traffic; 1 is a failure.
 INCONCLUSIVE = 3
 
 cli = typer.Typer()
@@ -28,10 +31,14 @@ ModeOption = Annotated[str, typer.Option("--mode", help="model_in_image or model
 Namespace = Annotated[str, typer.Option(help="namespace in the cluster")]
 Source = Annotated[
     str | None,
-    typer.Option(help="where load mode gets the model: volume, bucket or image_volume"),
+    typer.Option(help="where model_load gets the model: volume, bucket, or image_volume"),
 ]
 LoadImage = Annotated[str, typer.Option(help="command that brings an image to the cluster")]
 Record = Annotated[Path, typer.Option(help="compatibility.json of `make compatibility`")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="memory of a server, such as 512Mi, instead of the value from k8s/"),
+]
 
 
 @cli.command()
@@ -45,12 +52,13 @@ def deploy(
     source: Source = None,
     image_tag: ImageTag = None,
     registry: Registry = None,
+    memory: Memory = None,
 ) -> None:
-    """Roll out an image and a model that fit each other; wait until they predict."""
-    options = Options(namespace, source, load_image, record)
+    """Roll out a release and wait until every replica predicts."""
+    options = Options(namespace, source, load_image, record, memory)
     with failures_as_text():
-        _say_where(namespace)
-        deployment.deploy(_pair(mode, model, store, options, image_tag, registry))
+        _print_context(namespace)
+        deploying.deploy(_resolve(mode, model, store, options, image_tag, registry))
 
 
 @cli.command()
@@ -64,28 +72,36 @@ def canary(
     source: Source = None,
     image_tag: ImageTag = None,
     registry: Registry = None,
+    memory: Memory = None,
     weight: Annotated[int, typer.Option(help="share of the replicas in percent")] = 25,
-    steps: Annotated[str, typer.Option(help="shares one after the other")] = "10,25,50,100",
-    bake: Annotated[float, typer.Option(help="seconds that each step is watched")] = 60,
-    min_requests: Annotated[int, typer.Option(help="on each track at each step")] = 500,
+    steps: Annotated[
+        str, typer.Option(help="with --auto: shares in percent; 100 promotes")
+    ] = "10,25,50,100",
+    bake: Annotated[float, typer.Option(help="with --auto: seconds to watch each step")] = 60,
+    min_requests: Annotated[
+        int, typer.Option(help="with --auto: requests that each track must answer in each step")
+    ] = 500,
     agreement: Annotated[
-        float, typer.Option(help="share of the stable model's golden rows to agree on")
+        float,
+        typer.Option(help="with --auto: share of the stable model's golden rows to agree on"),
     ] = 0.8,
     *,
-    auto: Annotated[bool, typer.Option("--auto", help="step by step; else only weight")] = False,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="run all steps, then promote or abort")
+    ] = False,
 ) -> None:
-    """Try a release beside the running one; with --auto promote or abort it by what it does."""
-    options = Options(namespace, source, load_image, record)
+    """Run another release beside the stable one and shift requests to it."""
+    options = Options(namespace, source, load_image, record, memory)
     with failures_as_text():
-        trial = Trial(_steps(steps), bake, min_requests, agreement)
-        _say_where(namespace)
-        manifests = _pair(mode, model, store, options, image_tag, registry)
-        beside = Canary(namespace, manifests.instance, store)
+        plan = CanaryPlan(_steps(steps), bake, min_requests, agreement)
+        _print_context(namespace)
+        manifests = _resolve(mode, model, store, options, image_tag, registry)
+        track = Canary(namespace, manifests.deployment, store)
         if not auto:
-            beside.shift(manifests, weight)
+            track.shift(manifests, weight)
             return
         try:
-            beside.try_out(manifests, trial)
+            track.run(manifests, plan)
         except InconclusiveError as inconclusive:
             print(inconclusive, file=sys.stderr)
             sys.exit(INCONCLUSIVE)
@@ -95,44 +111,45 @@ def canary(
 def promote(mode: ModeOption, model: Model, store: Store, namespace: Namespace) -> None:
     """Make the canary's release the stable one."""
     with failures_as_text():
-        _say_where(namespace)
-        Canary(namespace, _instance(namespace, mode, model), store).promote()
+        _print_context(namespace)
+        Canary(namespace, _find(namespace, mode, model), store).promote()
 
 
 @cli.command()
 def abort(mode: ModeOption, model: Model, store: Store, namespace: Namespace) -> None:
-    """End the canary; the stable release serves on."""
+    """Remove the canary; the stable release keeps serving."""
     with failures_as_text():
-        _say_where(namespace)
-        Canary(namespace, _instance(namespace, mode, model), store).abort()
+        _print_context(namespace)
+        Canary(namespace, _find(namespace, mode, model), store).abort()
 
 
 @cli.command()
 def rollback(mode: ModeOption, model: Model, store: Store, namespace: Namespace) -> None:
-    """Bring back the release before, image and model."""
+    """Return to the previous release, image and model."""
     with failures_as_text():
-        _say_where(namespace)
-        deployment.roll_back(namespace, _instance(namespace, mode, model), store)
+        _print_context(namespace)
+        deploying.roll_back(namespace, _find(namespace, mode, model), store)
 
 
 @cli.command()
 def destroy(mode: ModeOption, model: Model, namespace: Namespace) -> None:
-    """Remove a model's release in a mode from the cluster."""
+    """Delete a model's deployment in a mode from the cluster."""
     with failures_as_text():
-        _say_where(namespace)
-        deployment.destroy(namespace, _instance(namespace, mode, model))
+        _print_context(namespace)
+        deploying.destroy(namespace, _find(namespace, mode, model))
 
 
-def _say_where(namespace: str) -> None:
+def _print_context(namespace: str) -> None:
     context = current_context()
     if context is None:
         raise ClusterError(
-            "no cluster is configured: kubectl has no current context. `make cluster` makes one."
+            "No cluster is configured: kubectl has no current context. `make cluster` creates a "
+            "cluster."
         )
     print(f"Cluster of the context {context}, namespace {namespace}", flush=True)
 
 
-def _pair(
+def _resolve(
     mode: str,
     model: Path,
     store: str,
@@ -140,27 +157,28 @@ def _pair(
     image_tag: str | None,
     registry: str | None,
 ) -> Manifests:
-    manifests = pair(
-        ReleaseImages.of(model, store, image_tag, registry), _mode(mode), store, options
-    )
-    instance = find_instance(options.namespace, manifests.contract.name, manifests.mode)
-    return replace(manifests, deployed_as=instance)
+    if options.memory:
+        memory_bytes(options.memory)  # an invalid value is reported before anything is done
+    images = ReleaseImages.of(model, store, image_tag, registry)
+    manifests = resolve_release(images, _mode(mode), store, options)
+    name = find_deployment(options.namespace, manifests.contract.name, manifests.mode)
+    return replace(manifests, existing_name=name)
 
 
 def _mode(mode: str) -> Mode:
     match mode:
         case "model_in_image" | "model_load":
             return mode
-    raise ClusterError(f"MODE: expected model_in_image or model_load, got {mode}")
+    raise ReleaseError(f"MODE: expected model_in_image or model_load, got {mode}")
 
 
-def _instance(namespace: str, mode: str, model: Path) -> str:
-    """Return the name of a model's release in a mode; the model's version does not matter."""
+def _find(namespace: str, mode: str, model: Path) -> str:
+    """Return the name of a model's deployment in a mode; the version in MODEL is ignored."""
     try:
         name = TypeAdapter(Name).validate_python(model.parent.name)
     except ValidationError:
-        raise ClusterError(f"MODEL: expected <store>/<name>/<version>, got {model}") from None
-    return find_instance(namespace, name, _mode(mode))
+        raise ReleaseError(f"MODEL: expected <store>/<name>/<version>, got {model}") from None
+    return find_deployment(namespace, name, _mode(mode))
 
 
 def _steps(steps: str) -> list[int]:
@@ -169,5 +187,5 @@ def _steps(steps: str) -> list[int]:
     except ValueError:
         shares = []
     if not shares or shares != sorted(set(shares)) or not 1 <= shares[0] <= shares[-1] <= 100:
-        raise ClusterError(f"STEPS: expected rising percentages such as 10,50,100, got {steps}")
+        raise ReleaseError(f"STEPS: expected rising percentages such as 10,50,100, got {steps}")
     return shares

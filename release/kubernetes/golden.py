@@ -1,4 +1,4 @@
-"""Golden rows asked over HTTP: whether what answers there is the model that it should be."""
+"""Check over HTTP that a server predicts the golden rows of the contract that it should serve."""
 
 import json
 from typing import Any
@@ -10,96 +10,104 @@ from artifact.contract import Array, Contract
 from artifact.verify import agree
 from serving.inference.codecs.rows import why_no_rows
 
-_SECONDS = 10
+_TIMEOUT_SECONDS = 10
 
 
-class WrongAnswer(Exception):  # noqa: N818 - what it says of a model
-    """What a server answered to golden rows, where that is not what training saw."""
+class PredictionError(Exception):
+    """A server does not respond, or its predictions differ from the contract."""
 
 
 def check(url: str, contract: Contract) -> None:
-    """Ask for the golden rows of a contract; return if they come out right.
+    """Request the golden rows; return if all predictions are within the contract's tolerance.
 
-    A model that /predict is not for runs its golden rows at its start only: then its name and
-    sha256 are asked. Raises WrongAnswer.
+    A model that /predict does not serve runs its golden rows only at start-up. For such a model
+    the sha256 in /metadata is compared. Raises PredictionError.
     """
     if why_no_rows(contract):
         _check_sha256(url, contract)
         return
-    got, expected = predict(url, contract), contract.golden_outputs()[contract.prediction.name]
-    if expected.ndim == 1:
-        expected = expected[:, None]
-    if got.shape != expected.shape:
-        raise WrongAnswer(
+    actual, expected = predict(url, contract), _expected(contract)
+    if actual.shape != expected.shape:
+        raise PredictionError(
             f"golden rows of {contract.name}/{contract.version}: expected shape "
-            f"{expected.shape}, got {got.shape}"
+            f"{expected.shape}, got {actual.shape}"
         )
     golden = contract.golden
-    # What is no number is null in JSON.
+    # JSON has no infinities: /predict returns null, which is NaN here, for them as well.
     expected = np.where(np.isfinite(expected), expected, np.nan)
-    right = agree(got, expected, rtol=golden.rtol, atol=golden.atol)
-    if not right.all():
-        first = tuple(int(index) for index in np.argwhere(~right)[0])
-        raise WrongAnswer(
+    agrees = agree(actual, expected, rtol=golden.rtol, atol=golden.atol)
+    if not agrees.all():
+        first = tuple(int(index) for index in np.argwhere(~agrees)[0])
+        raise PredictionError(
             f"golden rows of {contract.name}/{contract.version}: row {first[0]} expected "
-            f"{expected[first]}, got {got[first]}; {(~right).sum()} of {right.size} values differ"
+            f"{expected[first]}, got {actual[first]}; {(~agrees).sum()} of {agrees.size} values "
+            "differ"
         )
 
 
 def predict(url: str, contract: Contract) -> Array:
-    """Return what /predict answers to the golden inputs of a contract, as float64.
+    """Return the predictions of /predict for a contract's golden inputs, as float64.
 
-    Raises WrongAnswer for another answer than a prediction.
+    Raises PredictionError for every response that is not a prediction.
     """
     (rows,) = contract.golden_inputs().values()
     try:
-        answer = httpx.post(f"{url}/predict", json={"data": rows.tolist()}, timeout=_SECONDS)
+        response = httpx.post(
+            f"{url}/predict", json={"data": rows.tolist()}, timeout=_TIMEOUT_SECONDS
+        )
     except httpx.HTTPError as error:
-        raise WrongAnswer(f"no answer to golden rows: {error or type(error).__name__}") from error
-    if answer.status_code != httpx.codes.OK:
-        raise WrongAnswer(f"golden rows: expected status 200, got {_said(answer)}")
+        raise PredictionError(
+            f"no response to golden rows: {error or type(error).__name__}"
+        ) from error
+    if response.status_code != httpx.codes.OK:
+        raise PredictionError(f"golden rows: expected status 200, got {_as_text(response)}")
     try:
-        return np.array(answer.json()["prediction"], dtype=float)
+        return np.array(response.json()["prediction"], dtype=float)
     except (ValueError, KeyError, TypeError):
-        raise WrongAnswer(f"golden rows: expected a prediction, got {_said(answer)}") from None
+        message = f"golden rows: expected a prediction, got {_as_text(response)}"
+        raise PredictionError(message) from None
 
 
 def agreement(url: str, contract: Contract) -> float:
-    """Return on how many of a contract's golden rows what answers there is of its opinion.
+    """Return the share of golden rows on which the server agrees with the contract.
 
-    A share of the rows: those with the same label; without labels those whose values are
-    within one standard deviation of all golden outputs. Raises WrongAnswer.
+    A row agrees if its label is the same. Without labels it agrees if every value is within one
+    standard deviation of all golden outputs. Raises PredictionError.
     """
-    got, expected = predict(url, contract), contract.golden_outputs()[contract.prediction.name]
-    if expected.ndim == 1:
-        expected = expected[:, None]
-    if got.shape != expected.shape:
+    actual, expected = predict(url, contract), _expected(contract)
+    if actual.shape != expected.shape:
         return 0.0
     if contract.prediction.labels:
-        return float(np.mean(got.argmax(axis=-1) == expected.argmax(axis=-1)))
-    close = np.abs(got - expected) <= np.nanstd(expected)
-    return float(np.mean(close.reshape(len(close), -1).all(axis=-1)))
+        return float(np.mean(actual.argmax(axis=-1) == expected.argmax(axis=-1)))
+    is_close = np.abs(actual - expected) <= np.nanstd(expected)
+    return float(np.mean(is_close.reshape(len(is_close), -1).all(axis=-1)))
 
 
 def check_ready(url: str) -> None:
-    """Return if a server is ready, which it is only after golden rows. Raises WrongAnswer."""
+    """Return if a server is ready, which includes its own golden rows; raise PredictionError."""
     try:
-        httpx.get(f"{url}/v2/health/ready", timeout=_SECONDS).raise_for_status()
+        httpx.get(f"{url}/v2/health/ready", timeout=_TIMEOUT_SECONDS).raise_for_status()
     except httpx.HTTPError as error:
-        raise WrongAnswer(f"not ready: {error or type(error).__name__}") from error
+        raise PredictionError(f"not ready: {error or type(error).__name__}") from error
+
+
+def _expected(contract: Contract) -> Array:
+    """Return the golden outputs as /predict returns them: with at least two dimensions."""
+    expected = contract.golden_outputs()[contract.prediction.name]
+    return expected[:, None] if expected.ndim == 1 else expected
 
 
 def _check_sha256(url: str, contract: Contract) -> None:
     try:
-        about: dict[str, Any] = httpx.get(f"{url}/metadata", timeout=_SECONDS).json()
+        metadata: dict[str, Any] = httpx.get(f"{url}/metadata", timeout=_TIMEOUT_SECONDS).json()
     except (httpx.HTTPError, json.JSONDecodeError) as error:
-        raise WrongAnswer(f"no metadata: {error or type(error).__name__}") from error
-    if about.get("sha256") != contract.model.sha256:
-        raise WrongAnswer(
+        raise PredictionError(f"no metadata: {error or type(error).__name__}") from error
+    if metadata.get("sha256") != contract.model.sha256:
+        raise PredictionError(
             f"{contract.name}/{contract.version}: expected sha256 {contract.model.sha256}, "
-            f"got {about.get('sha256')}"
+            f"got {metadata.get('sha256')}"
         )
 
 
-def _said(answer: httpx.Response) -> str:
-    return f"{answer.status_code}: {answer.text[:200]}"
+def _as_text(response: httpx.Response) -> str:
+    return f"{response.status_code}: {response.text[:200]}"

@@ -1,4 +1,4 @@
-"""Kubernetes, through the user's own kubectl: its credentials, its current context."""
+"""Run the user's kubectl, with its credentials and its current context."""
 
 import json
 import os
@@ -8,75 +8,78 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 10
-# How kubectl says that there is nobody to ask, which is no error here.
+_TIMEOUT_SECONDS = 10
+# kubectl's message if its configuration names no cluster, which is not an error here.
 _NO_CONTEXT = "current-context is not set"
 _NOT_FOUND = "(NotFound)"
 
 
 class ClusterError(Exception):
-    """Why a cluster did not do, or could not be asked, what it was."""
+    """kubectl failed, or the cluster is unreachable."""
 
 
-class NotFound(ClusterError):  # noqa: N818 - what it says of an object
-    """That the cluster has no such object."""
+class NotFoundError(ClusterError):
+    """The cluster has no such object."""
 
 
 def kubectl(*arguments: str, stdin: str | None = None, seconds: float = 0) -> str:
-    """Return what kubectl printed.
+    """Return the output of a kubectl command.
 
-    stdin: what it reads. seconds: how long it may take, 0 for as long as a question. Raises
-    ClusterError with its last words, NotFound where that is all there is to say.
+    stdin: text for kubectl to read. seconds: the timeout; 0 is the default for short requests.
+    Raises ClusterError with kubectl's error output, and NotFoundError if an object is missing.
     """
-    seconds = seconds or _SECONDS
+    seconds = seconds or _TIMEOUT_SECONDS
     # Files, not pipes: a credential plugin that outlives kubectl would keep a pipe open.
     with (
-        tempfile.TemporaryFile("w+") as given,
-        tempfile.TemporaryFile("w+") as printed,
-        tempfile.TemporaryFile("w+") as said,
+        tempfile.TemporaryFile("w+") as standard_input,
+        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+") as errors,
     ):
-        given.write(stdin or "")
-        given.seek(0)
+        standard_input.write(stdin or "")
+        standard_input.seek(0)
         try:
-            done = subprocess.run(  # noqa: S603 - the user's own kubectl
+            process = subprocess.run(  # noqa: S603 - the user's own kubectl
                 ["kubectl", *arguments],  # noqa: S607
-                stdin=given,
-                stdout=printed,
-                stderr=said,
+                stdin=standard_input,
+                stdout=output,
+                stderr=errors,
                 timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ClusterError(f"kubectl {arguments[0]}: no answer within {seconds:g} s") from None
+            raise ClusterError(
+                f"kubectl {arguments[0]}: no response within {seconds:g} s"
+            ) from None
         except OSError as error:
             raise ClusterError(f"kubectl: cannot be run: {error.strerror}") from None
-        printed.seek(0)
-        said.seek(0)
-        if done.returncode:
-            why = said.read().strip() or f"exit status {done.returncode}"
-            kind = NotFound if _NOT_FOUND in why else ClusterError
-            raise kind(f"kubectl {arguments[0]}: {why}")
-        return printed.read()
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            reason = errors.read().strip() or f"exit status {process.returncode}"
+            error_class = NotFoundError if _NOT_FOUND in reason else ClusterError
+            raise error_class(f"kubectl {arguments[0]}: {reason}")
+        return output.read()
 
 
-def get(what: str, *options: str) -> Any:
-    """Return an object of the cluster, or a list of them. Raises ClusterError and NotFound."""
-    answer = kubectl("get", what, *options, "--output=json")
+def get(resource: str, *options: str) -> Any:
+    """Return an object, or a list of objects. Raises ClusterError and NotFoundError."""
+    output = kubectl("get", resource, *options, "--output=json")
     try:
-        return json.loads(answer)
+        return json.loads(output)
     except ValueError:
-        raise ClusterError(f"kubectl get {what}: expected JSON, got {answer[:80]!r}") from None
+        raise ClusterError(f"kubectl get {resource}: expected JSON, got {output[:80]!r}") from None
 
 
 def current_context() -> str | None:
-    """Return which of the configured clusters kubectl asks; None where none is configured.
+    """Return kubectl's current context, None if no cluster is configured.
 
-    Raises ClusterError when the configuration is there and cannot be read.
+    Raises ClusterError if a configuration exists but cannot be read.
     """
     if shutil.which("kubectl") is None:
-        if found := _configuration():
+        if file := _configuration():
             raise ClusterError(
-                f"kubectl: expected on PATH because {found} may name a cluster, got none"
+                f"kubectl: expected on PATH, because {file} may name a cluster; not found. "
+                "Install kubectl or remove that file."
             )
         return None
     try:
@@ -90,7 +93,7 @@ def current_context() -> str | None:
 def server_version() -> str:
     """Return the version of the cluster's API server, such as 1.36.2.
 
-    Raises ClusterError where no cluster is configured or it does not answer.
+    Raises ClusterError if no cluster is configured or the cluster does not respond.
     """
     if current_context() is None:
         raise ClusterError("kubectl: no cluster is configured")
@@ -99,7 +102,7 @@ def server_version() -> str:
 
 
 def _configuration() -> Path | None:
-    """Return the first file with content among those that kubectl would read."""
+    """Return the first configuration file with content that kubectl would read."""
     paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     files = [Path(path) for path in paths.split(os.pathsep) if path]
     return next((file for file in files if file.is_file() and file.stat().st_size), None)

@@ -1,137 +1,119 @@
-"""The manifests of one release: k8s/ with its image, its contract and its model filled in.
+"""Render the manifests of a release: k8s/ with its image, its model, and its contract.
 
-What is applied is what kustomize makes of k8s/; here is only the kustomization that a person
-would write for one release.
+This module writes the kustomization.yaml that a person would write for one release. kustomize
+makes the objects from it and from k8s/.
 """
 
 import json
 import os
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import yaml
 
 from artifact.contract import Contract
+from release.kubernetes.annotations import (
+    CONTRACT_SHA256,
+    IMAGE_ID,
+    MODEL,
+    SOURCE,
+    with_former_names,
+)
+from release.kubernetes.deployment_name import TrackName, deployment_name, mode_suffix
 from release.kubernetes.kubectl import kubectl
-from release.names import is_hashed, with_hash
+from release.kubernetes.resources import set_resources
 from serving.settings import Mode
 
 ROOT = Path(__file__).parent.parent.parent / "k8s"
-Track = Literal["stable", "canary"]
 Source = Literal["volume", "bucket", "image_volume"]
 SOURCES: tuple[Source, ...] = ("volume", "bucket", "image_volume")
 
-# On the pod template: what a release is, for servers and for the next engineer.
-MODEL = "inference/model"
-CONTRACT_SHA256 = "inference/contract-sha256"
-IMAGE_ID = "inference/image-id"
-SOURCE = "inference/source"
+# The model's version. Not in a selector: selectors are immutable.
+VERSION_LABEL = "app.kubernetes.io/version"
 
-# With the 23 characters that a canary and its pods append, a name fits into a label's 63.
-_MAX_NAME = 40
-# RFC 1035, which Kubernetes demands of a Service's name.
-_LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
-# Where the overlays mount the store and a model's image.
-_STORE, _IMAGE = "/store", "/image"
-# What k8s/base asks for, which is enough for a small model.
-_MEMORY_MIB, _SERVER_MIB = 192, 128
-# onnxruntime reads the file, parses it, and keeps its own copy of the weights.
-_MEMORY_OF_MODEL = 3
-_DISK_MIB = 1024
-_MIB = 1 << 20
+# Where k8s/model_load/volume mounts the store and k8s/model_load/image_volume the model's image.
+_STORE_MOUNT, _IMAGE_MOUNT = "/store", "/image"
+_RENDER_SECONDS = 60
 
 
-def instance_of(model: str, mode: str) -> str:
-    """Return the name of the objects of a model in a mode, such as `iris-model-load`.
+class Rendered(NamedTuple):
+    """The objects of one track."""
 
-    Models never share a name: `my_model` becomes `my-model--535d4cfe74-model-load`.
-    """
-    suffix = _suffix(mode)
-    max_length = _MAX_NAME - len(suffix)
-    if _LABEL.fullmatch(model) and len(model) <= max_length and not is_hashed(model):
-        return model + suffix
-    readable = re.sub("[^a-z0-9]", "-", model)
-    if not readable[:1].isalpha():
-        readable = f"m-{readable}"
-    return with_hash(readable, model, max_length) + suffix
-
-
-def previous_instance_of(model: str, mode: str) -> str:
-    """Return the name that older versions of this project chose; several models can share it."""
-    return re.sub("[._]", "-", model) + _suffix(mode)
-
-
-def _suffix(mode: str) -> str:
-    return f"-{mode.replace('_', '-')}"
-
-
-def track_name(instance: str, track: Track) -> str:
-    """Return what a track's Deployment and its autoscaler are called."""
-    return instance if track == "stable" else f"{instance}-{track}"
+    objects: list[dict[str, Any]]
+    # The memory and disk of a server and the origin of each value, one line each.
+    resources: list[str]
 
 
 @dataclass(frozen=True)
 class Manifests:
-    """A release of a model in a mode, as Kubernetes is told.
-
-    image: by digest, or by a tag that does not move. image_id: what Docker calls its content.
-    where: the bucket, or the model's own image. path: of the model in that image. deployed_as:
-    the name of the model's release in the cluster; None chooses the name of a new release.
-    """
+    """A release of a model in a mode, and how to render it for Kubernetes."""
 
     mode: Mode
     namespace: str
     contract: Contract
     contract_sha256: str
+    # The server's image: by digest, or by a tag that never moves.
     image: str
+    # The image's ID in the Docker engine.
     image_id: str
+    # The path of the model inside the model's own image (SOURCE=image_volume).
     path: str
+    # None in MODE=model_in_image.
     source: Source | None = None
-    where: str | None = None
-    deployed_as: str | None = None
+    # The bucket, or the model's own image.
+    location: str | None = None
+    # The name of the model's deployment in the cluster; None: the name for a new deployment.
+    existing_name: str | None = None
+    # MEMORY=, the memory of a server; None: from k8s/ or computed.
+    memory: str | None = None
 
     @property
-    def instance(self) -> str:
-        """The name of its objects."""
-        return self.deployed_as or instance_of(self.contract.name, self.mode)
+    def deployment(self) -> str:
+        """The name of the deployment, such as `iris-model-load`."""
+        return self.existing_name or deployment_name(self.contract.name, self.mode)
 
     @property
     def model(self) -> str:
-        """Its model, as `iris/1`."""
+        """The model, such as `iris/1`."""
         return f"{self.contract.name}/{self.contract.version}"
 
     @property
-    def memory_mib(self) -> int:
-        """What a server of it may use."""
-        model = -(-self.contract.model.size_bytes // _MIB)
-        return max(_MEMORY_MIB, _SERVER_MIB + _MEMORY_OF_MODEL * model)
+    def release(self) -> tuple[str, str]:
+        """The release: its image's ID and its contract's sha256."""
+        return self.image_id, self.contract_sha256
 
-    def render(self, track: Track) -> str:
-        """Return the objects of a track, as YAML. Raises ClusterError."""
-        return kustomize(self.kustomization(track))
+    def render(self, track: TrackName) -> Rendered:
+        """Return the objects of a track. Raises ClusterError if kustomize fails."""
+        objects = list(yaml.safe_load_all(kustomize(self.kustomization(track))))
+        (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+        size_bytes = self.contract.model.size_bytes
+        resources = set_resources(deployment, size_bytes, self.memory, f"k8s/{self._overlay}")
+        return Rendered(objects, resources)
 
-    def kustomization(self, track: Track) -> dict[str, Any]:
-        """Return what to add to k8s/; its paths are those of k8s/."""
-        overlay = f"{self.mode}/{self.source}" if self.source else self.mode
+    def kustomization(self, track: TrackName) -> dict[str, Any]:
+        """Return the kustomization of a track; its paths are relative to k8s/."""
+        version = {VERSION_LABEL: self.contract.version}
         patch = {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": {"name": "any"},
-            "spec": {"template": self._template()},
+            "metadata": {"name": "any", "labels": version},
+            "spec": {"template": self._template(version)},
         }
         volume = {"kind": "PersistentVolume", "path": "metadata/name"}
         return {
             "namespace": self.namespace,
-            "namePrefix": f"{self._label}-",
-            "resources": [overlay],
+            "namePrefix": f"{self._name_without_mode}-",
+            "resources": [self._overlay],
             "components": ["components/canary"] if track == "canary" else [],
             "images": [{"name": self.mode, **_image(self.image)}],
             "labels": [
                 {
-                    "pairs": {"app.kubernetes.io/instance": self.instance},
+                    "pairs": {"app.kubernetes.io/instance": self.deployment},
                     "includeSelectors": True,
-                }
+                },
+                {"pairs": {"app.kubernetes.io/managed-by": "inference"}},
             ],
             "patches": [{"target": {"kind": "Deployment"}, "patch": json.dumps(patch)}],
             "transformers": [
@@ -148,61 +130,60 @@ class Manifests:
         }
 
     @property
-    def _label(self) -> str:
-        """The name of its objects without the mode."""
-        return self.instance.removesuffix(_suffix(self.mode))
+    def _overlay(self) -> str:
+        return f"{self.mode}/{self.source}" if self.source else self.mode
+
+    @property
+    def _name_without_mode(self) -> str:
+        return self.deployment.removesuffix(mode_suffix(self.mode))
 
     @property
     def _volume_prefix(self) -> str:
-        """The namespace, because volumes belong to the cluster, and a separator.
+        """The namespace, because volumes belong to the whole cluster, and a separator.
 
-        With dashes, model `c` in namespace `a-b` and model `b-c` in namespace `a` would share a
+        With a dash, model `c` in namespace `a-b` and model `b-c` in namespace `a` would share a
         volume. No namespace contains a dot. If neither name contains a dash, the separator stays
-        the dash of older versions, because the volume of a claim cannot change.
+        the dash of earlier versions: the volume of a claim cannot be changed.
         """
-        separator = "." if "-" in self.namespace + self._label else "-"
+        separator = "." if "-" in self.namespace + self._name_without_mode else "-"
         return f"{self.namespace}{separator}"
 
-    def _template(self) -> dict[str, Any]:
-        memory = f"{self.memory_mib}Mi"
-        server: dict[str, Any] = {
-            "name": "server",
-            "resources": {"requests": {"memory": memory}, "limits": {"memory": memory}},
-        }
+    def _template(self, labels: dict[str, str]) -> dict[str, Any]:
+        server: dict[str, Any] = {"name": "server"}
         spec: dict[str, Any] = {"containers": [server]}
         match self.source:
             case "image_volume":
-                server["env"] = [_variable("MODEL_DIR", f"{_IMAGE}/{self.path}")]
-                image = {"reference": self.where, "pullPolicy": "IfNotPresent"}
+                server["env"] = [_variable("MODEL_DIR", f"{_IMAGE_MOUNT}/{self.path}")]
+                image = {"reference": self.location, "pullPolicy": "IfNotPresent"}
                 spec["volumes"] = [{"name": "model", "image": image}]
             case "volume" | "bucket":
-                store = _STORE if self.source == "volume" else self.where
+                store = _STORE_MOUNT if self.source == "volume" else self.location
                 pull = {"name": "pull", "env": [_variable("MODEL_URI", f"{store}/{self.model}")]}
                 spec["initContainers"] = [pull]
-                disk = max(_DISK_MIB, 2 * self.contract.model.size_bytes // _MIB)
-                spec["volumes"] = [{"name": "model", "emptyDir": {"sizeLimit": f"{disk}Mi"}}]
-        annotations = {
-            MODEL: self.model,
-            CONTRACT_SHA256: self.contract_sha256,
-            IMAGE_ID: self.image_id,
-            SOURCE: self.source or "image",
-        }
-        return {"metadata": {"annotations": annotations}, "spec": spec}
+        annotations = with_former_names(
+            {
+                MODEL: self.model,
+                CONTRACT_SHA256: self.contract_sha256,
+                IMAGE_ID: self.image_id,
+                SOURCE: self.source or "image",
+            }
+        )
+        return {"metadata": {"annotations": annotations, "labels": labels}, "spec": spec}
 
 
 def kustomize(kustomization: dict[str, Any]) -> str:
-    """Return what kustomize makes of k8s/ with something added, as YAML. Raises ClusterError."""
+    """Return the YAML of a kustomization whose paths are relative to k8s/. Raises ClusterError."""
     with tempfile.TemporaryDirectory() as directory:
-        # It takes relative paths only.
+        # kustomize accepts relative paths only.
         to_root = os.path.relpath(os.path.realpath(ROOT), os.path.realpath(directory))
         paths = {
             key: [f"{to_root}/{path}" for path in kustomization.get(key, [])]
             for key in ("resources", "components")
         }
         file = Path(directory) / "kustomization.yaml"
-        # JSON is YAML.
+        # Every JSON document is a YAML document.
         file.write_text(json.dumps(kustomization | paths), encoding="utf-8")
-        return kubectl("kustomize", directory, seconds=60)
+        return kubectl("kustomize", directory, seconds=_RENDER_SECONDS)
 
 
 def _image(reference: str) -> dict[str, str]:

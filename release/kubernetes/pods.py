@@ -1,4 +1,4 @@
-"""The pods of this project in a cluster, of both modes and tracks, and how to reach each."""
+"""List the pods of this project in a cluster, of both modes and tracks, with their addresses."""
 
 import sys
 from collections.abc import Sequence
@@ -6,23 +6,23 @@ from functools import partial
 from typing import Any
 
 from release.inventory.replica import Address
-from release.kubernetes.deployment import Revision
+from release.kubernetes import annotations
 from release.kubernetes.kubectl import current_context, get
-from release.kubernetes.manifests import CONTRACT_SHA256
 from release.kubernetes.port_forward import MANAGEMENT, port_forward
+from release.kubernetes.revision import Revision
 
 _SELECT = "app.kubernetes.io/name=inference"
 _INSTANCE = "app.kubernetes.io/instance"
-# Where `make run` serves.
+# The servers of `make run`.
 _LOCAL = ("http://127.0.0.1:8000", "http://127.0.0.1:8001")
-_ENDED = ("Succeeded", "Failed")
+_ENDED_PHASES = ("Succeeded", "Failed")
 
 
 def addresses(urls: Sequence[str]) -> list[Address]:
-    """Return the addresses of some URLS; without any, of every pod of the current context.
+    """Return the addresses of URLS; without URLS, of every pod in the current context.
 
-    Where no cluster is configured either, those of `make run`. Raises ClusterError when the
-    cluster does not answer.
+    Without URLS and without a cluster: the servers of `make run`. Raises ClusterError if the
+    cluster is unreachable.
     """
     if urls or (context := current_context()) is None:
         return [Address.of(url) for url in urls or _LOCAL]
@@ -31,41 +31,42 @@ def addresses(urls: Sequence[str]) -> list[Address]:
 
 
 def running_pods() -> list[dict[str, Any]]:
-    """Return the pods of this project in all namespaces, but for those that end or have ended."""
-    found = get("pods", f"--selector={_SELECT}", "--all-namespaces")["items"]
+    """Return the pods of this project in all namespaces, except ended and terminating pods."""
+    pods = get("pods", f"--selector={_SELECT}", "--all-namespaces")["items"]
     return [
         pod
-        for pod in found
-        if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] not in _ENDED
+        for pod in pods
+        if "deletionTimestamp" not in pod["metadata"]
+        and pod["status"]["phase"] not in _ENDED_PHASES
     ]
 
 
 def running_releases() -> dict[str, Revision]:
-    """Return what every track in the cluster runs, by `namespace/instance track`.
+    """Return the revision of every track in the cluster, by `namespace/deployment track`.
 
-    Nothing where no cluster is configured. Raises ClusterError when it cannot be asked.
+    Empty if no cluster is configured. Raises ClusterError if the cluster is unreachable.
     """
     if current_context() is None:
         return {}
     return {
-        f"{_instance(pod)} {pod['metadata']['labels'].get('track')}": Revision(
+        f"{_deployment(pod)} {pod['metadata']['labels'].get('track')}": Revision(
             {"metadata": pod["metadata"], "spec": pod["spec"]}
         )
         for pod in running_pods()
     }
 
 
-def _instance(pod: dict[str, Any]) -> str:
+def _deployment(pod: dict[str, Any]) -> str:
     return f"{pod['metadata']['namespace']}/{pod['metadata']['labels'].get(_INSTANCE)}"
 
 
 def _address(pod: dict[str, Any]) -> Address:
-    about = pod["metadata"]
-    namespace, name, labels = about["namespace"], about["name"], about["labels"]
+    metadata = pod["metadata"]
+    namespace, name, labels = metadata["namespace"], metadata["name"], metadata["labels"]
     return Address(
         name=f"{namespace}/{name}",
         connect=partial(port_forward, namespace, name, MANAGEMENT),
         track=labels.get("track"),
-        instance=_instance(pod),
-        contract_sha256=about.get("annotations", {}).get(CONTRACT_SHA256),
+        instance=_deployment(pod),
+        contract_sha256=annotations.read(metadata, annotations.CONTRACT_SHA256),
     )

@@ -1,8 +1,8 @@
 """Reach pods through `kubectl port-forward`.
 
 The connection enters a pod from the pod's own node, so a NetworkPolicy needs no exception for it.
-The API server's proxy connects from the control plane's address, which a policy drops on every
-other node.
+The API server's proxy would not work: it connects from the control plane's address, and a
+NetworkPolicy drops such connections on every other node.
 """
 
 import os
@@ -19,8 +19,8 @@ from release.kubernetes.kubectl import ClusterError
 HTTP, MANAGEMENT = 8000, 9000
 _OPEN_SECONDS = 20
 _POLL_SECONDS = 0.02
-# kubectl ends this soon after it has lost the connection to a pod.
-_END_SECONDS = 1
+# After kubectl has lost the connection to a pod, it exits within this time.
+_EXIT_SECONDS = 1
 
 Process = subprocess.Popen[bytes]
 Result = TypeVar("Result")
@@ -28,13 +28,13 @@ Result = TypeVar("Result")
 
 @contextmanager
 def port_forward(namespace: str, pod: str, port: int) -> Iterator[str]:
-    """Yield a URL on loopback that leads to a port of a pod. Raises ClusterError."""
+    """Yield a URL on loopback that forwards to a port of a pod. Raises ClusterError."""
     with _forward(namespace, pod, port) as (_, url):
         yield url
 
 
 class PortForwards:
-    """Connections to the pods of a namespace that stay open until the end of a `with` block."""
+    """Connections to the pods of a namespace, kept open until the end of the `with` block."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
@@ -47,28 +47,28 @@ class PortForwards:
     def __exit__(self, *_: object) -> None:
         self._processes.close()
 
-    def ask(self, pod: str, port: int, request: Callable[[str], Result]) -> Result:
-        """Return the result of a request to the URL of a pod's port, HTTP or MANAGEMENT.
+    def call(self, pod: str, port: int, request: Callable[[str], Result]) -> Result:
+        """Call `request` with the URL of a pod's port, HTTP or MANAGEMENT; return its result.
 
         If the connection was lost meanwhile, the request is sent again over a new one: kubectl
-        ends when a pod resets a connection, which says nothing about the pod. Raises ClusterError
-        if the pod cannot be reached, and whatever the request raises.
+        exits when a pod resets a single connection, which does not mean that the pod is broken.
+        Raises ClusterError if the pod is unreachable, and every exception of the request.
         """
         process, url = self._connection(pod, port)
         try:
             return request(url)
         except Exception:
-            if not _has_ended(process):
+            if not _has_exited(process):
                 raise
         return request(self._connection(pod, port)[1])
 
     def _connection(self, pod: str, port: int) -> tuple[Process, str]:
-        """Return kubectl's process and its URL, started again if it has ended."""
-        found = self._open.get((pod, port))
-        if found is None or found[0].poll() is not None:
-            found = self._processes.enter_context(_forward(self._namespace, pod, port))
-            self._open[pod, port] = found
-        return found
+        """Return kubectl's process and its URL; start kubectl again if it has exited."""
+        connection = self._open.get((pod, port))
+        if connection is None or connection[0].poll() is not None:
+            connection = self._processes.enter_context(_forward(self._namespace, pod, port))
+            self._open[pod, port] = connection
+        return connection
 
 
 @contextmanager
@@ -99,23 +99,23 @@ def _forward(namespace: str, pod: str, port: int) -> Iterator[tuple[Process, str
 
 
 def _url(process: Process, output: int) -> str | None:
-    """Wait until kubectl has printed the address on which it listens; None if it does not."""
+    """Return the URL on which kubectl listens, None if it exits or does not listen in time."""
     deadline = time.monotonic() + _OPEN_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        if found := re.search(r"Forwarding from (\S+) ->", _text(output)):
-            return f"http://{found[1]}"
+        if match := re.search(r"Forwarding from (\S+) ->", _text(output)):
+            return f"http://{match[1]}"
         time.sleep(_POLL_SECONDS)
     return None
 
 
-def _has_ended(process: Process) -> bool:
+def _has_exited(process: Process) -> bool:
     try:
-        process.wait(_END_SECONDS)
+        process.wait(_EXIT_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     return True
 
 
 def _text(descriptor: int) -> str:
-    # pread leaves alone the file's position, which is kubectl's, too.
+    # pread does not move the file's position, which kubectl shares.
     return os.pread(descriptor, 1 << 16, 0).decode(errors="replace").strip()

@@ -1,9 +1,9 @@
-"""A real cluster, images and models for it, and steady load from inside it.
+"""A real cluster with images and models, and steady load from inside it.
 
-The cluster is that of kubectl's current context; nothing is touched except two namespaces that
-these tests make. Without a context the suite makes a kind cluster of three nodes and deletes it.
-REGISTRY and LOAD_IMAGE say how images reach the cluster, as for `make deploy`. Models of the name
-`e2e` are published into models/, which the nodes must have at /models (kind.yaml beside this file).
+The cluster is that of kubectl's current context. The tests change only two namespaces, which they
+create. Without a context the suite creates a kind cluster of three nodes and deletes it afterwards.
+REGISTRY and LOAD_IMAGE bring images to the cluster, as for `make deploy`. Models named `e2e` are
+published into models/, which the nodes must have at /models (kind.yaml beside this file).
 """
 
 import csv
@@ -35,42 +35,43 @@ SHORT = os.environ.get("SHORT") == "1"
 TAGS = ("e2e-1", "e2e-2") if SHORT else ("e2e-1", "e2e-2", "e2e-gone")
 VERSIONS = ("1", "2") if SHORT else ("1", "2", "3")
 CLUSTER = "inference-e2e"
-# Eight servers at the same time (replicas, canary, fresh replicas, surge), each with 250m of a CPU
-# and 192 MiB, and the pod that sends the load.
+# Eight servers run at the same time (replicas, canary, fresh replicas, surge), each with 250m of a
+# CPU and 192 MiB, and one pod that sends the load.
 NEEDED_CPUS, NEEDED_BYTES = 2.0, 2 << 30
 LOAD = Path(__file__).with_name("steady_load.py")
 LOAD_SECONDS = 3600
 
 
 def make(target: str, mode: str, model: str, *variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a target for a release as a user does; what it prints is printed."""
+    """Run a make target for a mode and a model, and print its output."""
     return run(target, f"MODE={mode}", f"MODEL=models/{model}", *variables)
 
 
 def run(target: str, *variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a target as a user does; what it prints is printed."""
-    reach = [f"{name}={os.environ[name]}" for name in ("REGISTRY", "LOAD_IMAGE")]
-    done = subprocess.run(
-        ["make", target, f"NAMESPACE={NAMESPACE}", *reach, *variables],
+    """Run a make target as a user does, and print its output."""
+    image_variables = [f"{name}={os.environ[name]}" for name in ("REGISTRY", "LOAD_IMAGE")]
+    process = subprocess.run(
+        ["make", target, f"NAMESPACE={NAMESPACE}", *image_variables, *variables],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
     )
-    print(f"\n$ make {target} {' '.join(variables)}\n{done.stdout}{done.stderr}", flush=True)
-    return done
+    output = process.stdout + process.stderr
+    print(f"\n$ make {target} {' '.join(variables)}\n{output}", flush=True)
+    return process
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cluster() -> Iterator[None]:
-    """A cluster that answers and has room; made and deleted by this suite if there is none."""
-    is_made = current_context() is None
-    if is_made:
+    """A reachable cluster with enough free resources; created if no context is configured."""
+    is_created = current_context() is None
+    if is_created:
         config = Path(__file__).with_name("kind.yaml")
-        # The nodes mount it, so it must exist.
+        # The nodes mount this folder, so it must exist.
         STORE.mkdir(exist_ok=True)
-        # Of a run that was killed; without such a cluster this does nothing.
+        # A killed run may have left its cluster. Without one this does nothing.
         _kind("delete", "cluster", "--name", CLUSTER)
         _kind("create", "cluster", "--name", CLUSTER, "--config", str(config), "--wait=180s")
         if not os.environ.get("REGISTRY"):
@@ -81,7 +82,7 @@ def _cluster() -> Iterator[None]:
             version = json.loads(kubectl("version", "--output=json"))["serverVersion"]["gitVersion"]
             cpus, free_bytes = free_resources()
         except ClusterError as error:
-            pytest.exit(f"make e2e: expected a cluster in kubectl's current context: {error}", 1)
+            pytest.exit(f"make e2e: kubectl's current context has no usable cluster: {error}", 1)
         print(
             f"\nKubernetes {version}; unrequested on nodes for pods: {cpus:.2f} CPUs, "
             f"{free_bytes / 2**30:.1f} GiB; needed: {NEEDED_CPUS:g} CPUs, "
@@ -89,30 +90,33 @@ def _cluster() -> Iterator[None]:
             flush=True,
         )
         if cpus < NEEDED_CPUS or free_bytes < NEEDED_BYTES:
-            pytest.exit("make e2e: expected as much as is needed, got less: add a node", 1)
+            pytest.exit(
+                "make e2e: the cluster has too few free CPUs or memory: add a node",
+                1,
+            )
         yield
     finally:
-        if is_made:
+        if is_created:
             _kind("delete", "cluster", "--name", CLUSTER)
 
 
 def _kind(*arguments: str) -> None:
     print(f"$ kind {' '.join(arguments)}", flush=True)
-    done = subprocess.run(
+    process = subprocess.run(
         ["kind", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        pytest.exit(f"make e2e: kind {arguments[0]} {arguments[1]}: {done.stderr}", 1)
+    if process.returncode:
+        pytest.exit(f"make e2e: kind {arguments[0]} {arguments[1]}: {process.stderr}", 1)
 
 
 def _taints(node: dict[str, Any]) -> list[str]:
-    """Return the keys of a node's taints, except the one of a node that just became ready."""
+    """Return the keys of a node's taints, except `not-ready`, which Kubernetes removes shortly."""
     keys = [taint["key"] for taint in node["spec"].get("taints", [])]
     return [key for key in keys if key != "node.kubernetes.io/not-ready"]
 
 
 def free_resources() -> tuple[Decimal, Decimal]:
-    """Return the CPUs and bytes that no pod requests, on nodes without a taint."""
+    """Return the CPUs and bytes that no pod requests, on the nodes without a taint."""
     nodes = [node for node in get("nodes")["items"] if not _taints(node)]
     names = {node["metadata"]["name"] for node in nodes}
     running = [
@@ -126,16 +130,16 @@ def free_resources() -> tuple[Decimal, Decimal]:
         for container in pod["spec"]["containers"]
     ]
     cpus, free_bytes = (
-        sum((quantity(node["status"]["allocatable"][what]) for node in nodes), Decimal())
-        - sum((quantity(request.get(what, "0")) for request in requests), Decimal())
-        for what in ("cpu", "memory")
+        sum((quantity(node["status"]["allocatable"][resource]) for node in nodes), Decimal())
+        - sum((quantity(request.get(resource, "0")) for request in requests), Decimal())
+        for resource in ("cpu", "memory")
     )
     return cpus, free_bytes
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Versions 1 and 2 of one model, on halves of the data; 3 is trained on shuffled labels."""
+    """Versions 1 and 2 of one model, each trained on half of the data; 3 on shuffled labels."""
     flowers = load_iris()
     names = flowers.target_names[flowers.target]
     shuffled = list(names)
@@ -153,7 +157,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> None:
             writer.writerow([*flowers.feature_names, "species"])
             pairs = list(zip(flowers.data, labels, strict=True))[rows]
             writer.writerows([*row, label] for row, label in pairs)
-        purpose = "try a cluster"
+        purpose = "test a cluster"
         train(
             data=file, target="species", name="e2e", version=version, store=STORE, purpose=purpose
         )
@@ -161,40 +165,38 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def images(models: None) -> str:
-    """Two server images that differ, each with every model, and one that no node will have."""
+    """Two different server images for every model, and one that is never loaded into a node."""
     for tag in TAGS:
         for version in VERSIONS:
-            done = make("build", "model_load", f"e2e/{version}", f"IMAGE_TAG={tag}")
-            assert done.returncode == 0
-    done = make("compatibility", "model_load", "e2e/1")
-    assert done.returncode == 0
+            assert make("build", "model_load", f"e2e/{version}", f"IMAGE_TAG={tag}").returncode == 0
+    assert make("compatibility", "model_load", "e2e/1").returncode == 0
     return registry_prefix(os.environ.get("REGISTRY"))
 
 
 class Load:
-    """A pod that sends steady predictions to a Service, and what became of them so far."""
+    """A pod that sends steady predictions to a Service, and the totals of their results."""
 
     def __init__(self, pod: str) -> None:
         self._pod = pod
 
-    def so_far(self) -> tuple[Counter[str], Counter[str]]:
+    def counts(self) -> tuple[Counter[str], Counter[str]]:
         """Return answered requests by model, and failed ones by reason."""
-        said = kubectl("logs", self._pod, f"--namespace={CLIENTS}", "--tail=1").strip()
-        counts = json.loads(said) if said else {"answered": {}, "failed": {}}
+        line = kubectl("logs", self._pod, f"--namespace={CLIENTS}", "--tail=1").strip()
+        counts = json.loads(line) if line else {"answered": {}, "failed": {}}
         return Counter(counts["answered"]), Counter(counts["failed"])
 
     @contextmanager
-    def without_a_failure(self, what: str) -> Iterator[None]:
-        """Fail if any request fails meanwhile, or right after."""
-        before, failed_before = self.so_far()
+    def without_failures(self, operation: str) -> Iterator[None]:
+        """Fail if any request fails during the operation or shortly after it."""
+        before, failed_before = self.counts()
         yield
-        at_end = self.so_far()[0].total()
-        # What was under way at the end is counted, too.
-        wait_until(lambda: self.so_far()[0].total() > at_end + 100, 60)
-        answered, failed = self.so_far()
+        at_end = self.counts()[0].total()
+        # Requests that were in flight at the end are counted as well.
+        wait_until(lambda: self.counts()[0].total() > at_end + 100, 60)
+        answered, failed = self.counts()
         new_failures = failed - failed_before
         count = answered.total() - before.total()
-        print(f"{what}: {count} requests answered, {new_failures.total()} failed", flush=True)
+        print(f"{operation}: {count} requests answered, {new_failures.total()} failed", flush=True)
         assert new_failures == Counter()
         assert count > 0
 
@@ -207,16 +209,16 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def deployed(mode: str, images: str) -> Iterator[str]:
-    """The first release of a mode; it is removed in the end."""
-    first = make("deploy", mode, "e2e/1", "IMAGE_TAG=e2e-1")
-    assert first.returncode == 0, first.stderr
+    """The first release of a mode; the deployment is destroyed at the end."""
+    process = make("deploy", mode, "e2e/1", "IMAGE_TAG=e2e-1")
+    assert process.returncode == 0, process.stderr
     yield f"e2e-{mode.replace('_', '-')}"
     assert make("destroy", mode, "e2e/1").returncode == 0
 
 
 @pytest.fixture(scope="module")
 def load(deployed: str, images: str) -> Iterator[Load]:
-    """Steady load on the release of a mode, from a namespace of its own."""
+    """Steady load on a deployment, from another namespace."""
     image = f"{images}model_load:e2e-1"
     load_image = shlex.split(os.environ["LOAD_IMAGE"])
     subprocess.run([*load_image, image], check=True, stdout=subprocess.DEVNULL)
@@ -247,6 +249,6 @@ def load(deployed: str, images: str) -> Iterator[Load]:
         "wait", "--for=condition=Ready", f"pod/{deployed}", where, "--timeout=120s", seconds=130
     )
     steady = Load(deployed)
-    wait_until(lambda: steady.so_far()[0].total() > 0, 60)
+    wait_until(lambda: steady.counts()[0].total() > 0, 60)
     yield steady
     kubectl("delete", f"pod/{deployed}", where, seconds=60)

@@ -1,8 +1,8 @@
-"""Steady load from inside the cluster: run in a pod, by the Python of the server's image.
+"""Send steady predictions from inside the cluster, in a pod with the server's image.
 
-`python -c <this text> URL SECONDS` sends predictions through the Service until the time is up,
-half of them on connections that are reused and half on new ones, and prints once a second
-what became of them, as JSON: when, answered, and failed by reason.
+`python -c <this text> URL SECONDS` sends predictions through the Service until the time is over,
+half of them on reused connections and half on new ones. Once a second it prints the totals as
+JSON: answered requests by model and failed requests by reason.
 """
 
 import http.client
@@ -22,20 +22,21 @@ _BODY = json.dumps({"data": _ROWS})
 
 
 class Load:
-    """Threads that ask, and what they were answered."""
+    """Requests to one address, and the totals of their results."""
 
     def __init__(self, url: str) -> None:
         self._address = urlsplit(url).netloc
+        # Several threads send requests, and `+= 1` on a counter is not atomic.
         self._lock = threading.Lock()
         self.answered: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
 
-    def ask_until(self, deadline: float, *, reuse: bool) -> None:
-        """Send predictions one after the other."""
+    def send_until(self, deadline: float, *, reuse: bool) -> None:
+        """Send predictions one after the other, on one connection or each on a new one."""
         connection = http.client.HTTPConnection(self._address, timeout=_TIMEOUT_SECONDS)
         while time.monotonic() < deadline:
             try:
-                model = self._ask(connection)
+                model = self._predict(connection)
                 with self._lock:
                     self.answered[model] += 1
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -46,24 +47,24 @@ class Load:
                 connection.close()
             time.sleep(_PAUSE_SECONDS)
 
-    def _ask(self, connection: http.client.HTTPConnection) -> str:
-        """Return the model that answered. Raises ValueError for a wrong answer."""
-        # As pools of connections do: one that the server has closed meanwhile is not used.
+    def _predict(self, connection: http.client.HTTPConnection) -> str:
+        """Return the model that answered. Raises ValueError for any other response."""
+        # Connection pools check this as well: a connection that the server closed is readable.
         if connection.sock and select.select([connection.sock], [], [], 0)[0]:
             connection.close()
         connection.request("POST", "/predict", _BODY)
-        answer = connection.getresponse()
-        body = answer.read()
-        if answer.status != http.client.OK or len(json.loads(body)["prediction"]) != len(_ROWS):
-            raise ValueError(f"status {answer.status}: {body[:200]!r}")
-        return f"{answer.headers['Model-Name']}/{answer.headers['Model-Version']}"
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != http.client.OK or len(json.loads(body)["prediction"]) != len(_ROWS):
+            raise ValueError(f"status {response.status}: {body[:200]!r}")
+        return f"{response.headers['Model-Name']}/{response.headers['Model-Version']}"
 
 
 if __name__ == "__main__":
     load = Load(sys.argv[1])
     end = time.monotonic() + float(sys.argv[2])
     threads = [
-        threading.Thread(target=load.ask_until, args=[end], kwargs={"reuse": bool(number % 2)})
+        threading.Thread(target=load.send_until, args=[end], kwargs={"reuse": bool(number % 2)})
         for number in range(_THREADS)
     ]
     for thread in threads:

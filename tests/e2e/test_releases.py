@@ -1,6 +1,7 @@
-"""Releases on a real cluster, under steady load: nothing that is done may fail a request.
+"""Releases on a real cluster under steady load: no operation may fail a request.
 
-The tests of a mode follow one another as releases do; each leaves the cluster to the next.
+The tests of a mode run in order, as releases do: each starts with the state that the previous
+one left in the cluster.
 """
 
 import json
@@ -9,206 +10,212 @@ from functools import partial
 
 import pytest
 
-from release.kubernetes.deployment import Deployment, Revision
 from release.kubernetes.kubectl import get, kubectl
+from release.kubernetes.revision import Revision
+from release.kubernetes.track import Track
 from tests.e2e.conftest import CLIENTS, NAMESPACE, Load, make, run
 from tests.servers import wait_until
 
 SECONDS = 300
 
 
-def runs(instance: str) -> Revision:
-    return Deployment(NAMESPACE, instance).current()
+def current(deployment: str) -> Revision:
+    return Track(NAMESPACE, deployment).current()
 
 
-def has_replicas(instance: str, wanted: int) -> bool:
-    status = Deployment(NAMESPACE, instance).read()["status"]
-    return bool(status.get("replicas") == status.get("readyReplicas") == wanted)
+def canary(deployment: str) -> Track:
+    return Track(NAMESPACE, deployment, "canary")
+
+
+def has_replicas(deployment: str, replicas: int) -> bool:
+    status = Track(NAMESPACE, deployment).read()["status"]
+    return bool(status.get("replicas") == status.get("readyReplicas") == replicas)
 
 
 @pytest.mark.short
-def test_a_release_serves_what_it_says(mode: str, deployed: str, load: Load) -> None:
-    answered, failed = load.so_far()
+def test_a_deployment_serves_its_release(mode: str, deployed: str, load: Load) -> None:
+    answered, failed = load.counts()
 
-    assert runs(deployed).model == "e2e/1"
+    assert current(deployed).model == "e2e/1"
     assert set(answered) == {"e2e/1"}
     assert failed == Counter()
 
 
 @pytest.mark.short
-def test_a_new_model(mode: str, deployed: str, load: Load) -> None:
-    with load.without_a_failure("model update"):
-        done = make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-1")
+def test_an_update_of_the_model(mode: str, deployed: str, load: Load) -> None:
+    with load.without_failures("model update"):
+        process = make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-1")
 
-    assert done.returncode == 0
-    assert load.so_far()[0]["e2e/2"] > 0
+    assert process.returncode == 0
+    assert load.counts()[0]["e2e/2"] > 0
 
 
-def test_a_new_image(mode: str, deployed: str, load: Load) -> None:
-    before = runs(deployed)
+def test_an_update_of_the_image(mode: str, deployed: str, load: Load) -> None:
+    before = current(deployed)
 
-    with load.without_a_failure("image update"):
-        done = make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-2")
+    with load.without_failures("image update"):
+        process = make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-2")
 
-    assert done.returncode == 0
-    assert runs(deployed).image_id != before.image_id
-    assert runs(deployed).contract_sha256 == before.contract_sha256
+    assert process.returncode == 0
+    assert current(deployed).image_id != before.image_id
+    assert current(deployed).contract_sha256 == before.contract_sha256
 
 
 @pytest.mark.short
 def test_a_canary_of_a_model_through_all_steps(mode: str, deployed: str, load: Load) -> None:
-    # In 15 s a fresh replica of six was sent 111 requests on two cores: too near to the minimum.
+    # In 15 s a fresh replica of six was sent 111 requests on two cores: too close to the minimum.
     steps = ("AUTO=1", "STEPS=25,50,100", "BAKE=25", "MIN_REQUESTS=100")
 
-    with load.without_a_failure("canary through all steps"):
-        done = make("canary", mode, "e2e/1", "IMAGE_TAG=e2e-2", *steps)
+    with load.without_failures("canary through all steps"):
+        process = make("canary", mode, "e2e/1", "IMAGE_TAG=e2e-2", *steps)
 
-    assert done.returncode == 0
-    assert runs(deployed).model == "e2e/1"
-    assert not Deployment(NAMESPACE, deployed, "canary").exists()
+    assert process.returncode == 0
+    assert current(deployed).model == "e2e/1"
+    assert not canary(deployed).exists()
 
 
 @pytest.mark.short
-def test_a_rollback_brings_back_image_and_model(mode: str, deployed: str, load: Load) -> None:
-    before = runs(deployed)
-    assert make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-1").returncode == 0
-    assert runs(deployed).image_id != before.image_id
+def test_a_rollback_restores_image_and_model(mode: str, deployed: str, load: Load) -> None:
+    before = current(deployed)
+    update = make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-1", "MEMORY=256Mi")
+    assert update.returncode == 0
+    assert "memory: 256Mi (MEMORY=)" in update.stdout
+    assert current(deployed).image_id != before.image_id
+    assert current(deployed).memory_limit == "256Mi"
 
-    with load.without_a_failure("rollback"):
-        done = make("rollback", mode, "e2e/2")
+    with load.without_failures("rollback"):
+        process = make("rollback", mode, "e2e/2")
 
-    assert done.returncode == 0
-    assert runs(deployed).parts == before.parts
-    assert "from e2e/2" in done.stdout
-    assert "back to e2e/1" in done.stdout
+    assert process.returncode == 0
+    assert current(deployed) == before
+    assert "rolling back from e2e/2" in process.stdout
+    assert "to e2e/1" in process.stdout
 
 
 def test_a_canary_of_an_image_is_aborted(mode: str, deployed: str, load: Load) -> None:
-    """The new image, the old model."""
-    before = runs(deployed)
+    """The canary has a new image and the stable model."""
+    before = current(deployed)
 
-    with load.without_a_failure("canary by hand, abort"):
+    with load.without_failures("canary by hand, abort"):
         assert make("canary", mode, "e2e/1", "IMAGE_TAG=e2e-1", "WEIGHT=33").returncode == 0
-        assert runs(f"{deployed}-canary").image_id != before.image_id
+        assert canary(deployed).current().image_id != before.image_id
         assert make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-1").returncode != 0
         assert make("canary", mode, "e2e/1", "IMAGE_TAG=e2e-1", "WEIGHT=50").returncode == 0
-        done = make("abort", mode, "e2e/1")
+        process = make("abort", mode, "e2e/1")
 
-    assert done.returncode == 0
-    assert runs(deployed) == before
+    assert process.returncode == 0
+    assert current(deployed) == before
 
 
 def test_too_little_traffic_is_inconclusive(mode: str, deployed: str, load: Load) -> None:
     steps = ("AUTO=1", "STEPS=25,100", "BAKE=5", "MIN_REQUESTS=1000000")
 
-    done = make("canary", mode, "e2e/2", "IMAGE_TAG=e2e-2", *steps)
+    process = make("canary", mode, "e2e/2", "IMAGE_TAG=e2e-2", *steps)
 
-    assert done.returncode != 0
-    assert "inconclusive" in done.stderr
-    assert Deployment(NAMESPACE, deployed, "canary").exists()
+    assert process.returncode != 0
+    assert "inconclusive" in process.stderr
+    assert canary(deployed).exists()
     assert make("abort", mode, "e2e/2").returncode == 0
 
 
-def test_a_canary_with_a_wrong_model_is_aborted_by_itself(
+def test_a_canary_with_a_wrong_model_is_aborted(mode: str, deployed: str, load: Load) -> None:
+    """The model was trained on shuffled labels: it loads and reproduces its own golden rows."""
+    before = current(deployed)
+
+    with load.without_failures("canary with a wrong model"):
+        process = make("canary", mode, "e2e/3", "IMAGE_TAG=e2e-2", "AUTO=1", "BAKE=15")
+
+    assert process.returncode != 0
+    assert "golden rows of the stable model e2e/1: expected the same result" in process.stderr
+    assert not canary(deployed).exists()
+    assert current(deployed) == before
+
+
+def test_after_a_failed_rollout_the_previous_release_keeps_serving(
     mode: str, deployed: str, load: Load
 ) -> None:
-    """It loads and answers, and its own golden rows come out right."""
-    before = runs(deployed)
+    """No node can get the image."""
+    before = current(deployed)
 
-    with load.without_a_failure("canary with a wrong model"):
-        done = make("canary", mode, "e2e/3", "IMAGE_TAG=e2e-2", "AUTO=1", "BAKE=15")
+    with load.without_failures("release that never becomes ready"):
+        process = make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-gone", "LOAD_IMAGE=true")
 
-    assert done.returncode != 0
-    assert "it agrees on" in done.stderr
-    assert not Deployment(NAMESPACE, deployed, "canary").exists()
-    assert runs(deployed) == before
-
-
-def test_a_release_that_never_becomes_ready_leaves_the_old_one_serving(
-    mode: str, deployed: str, load: Load
-) -> None:
-    """An image that no node can have."""
-    before = runs(deployed)
-
-    with load.without_a_failure("release that never becomes ready"):
-        done = make("deploy", mode, "e2e/2", "IMAGE_TAG=e2e-gone", "LOAD_IMAGE=true")
-
-    assert done.returncode != 0
-    assert "ImagePullBackOff" in done.stderr
-    assert "serves on" in done.stderr
-    assert runs(deployed) == before
+    assert process.returncode != 0
+    assert "ImagePullBackOff" in process.stderr
+    assert "The previous release keeps serving" in process.stderr
+    assert current(deployed) == before
 
 
-def test_a_pod_is_deleted(deployed: str, load: Load) -> None:
-    pod = Deployment(NAMESPACE, deployed).pods()[0]["metadata"]["name"]
+def test_a_deleted_pod_fails_no_request(deployed: str, load: Load) -> None:
+    pod = Track(NAMESPACE, deployed).pods()[0]["metadata"]["name"]
 
-    with load.without_a_failure("kubectl delete pod"):
+    with load.without_failures("kubectl delete pod"):
         kubectl("delete", f"pod/{pod}", f"--namespace={NAMESPACE}", seconds=SECONDS)
         wait_until(lambda: has_replicas(deployed, 2), SECONDS)
 
 
-def test_a_worker_ends(deployed: str, load: Load) -> None:
-    """Another takes its place, in the same pod; what waits in the socket waits for it."""
-    pod = Deployment(NAMESPACE, deployed).pods()[0]["metadata"]["name"]
-    inside = ("exec", pod, f"--namespace={NAMESPACE}", "--container=server", "--")
+def test_a_worker_that_exits_fails_no_request(deployed: str, load: Load) -> None:
+    """Another worker starts in the same pod; connections wait in the socket's queue for it."""
+    pod = Track(NAMESPACE, deployed).pods()[0]["metadata"]["name"]
+    execute = ("exec", pod, f"--namespace={NAMESPACE}", "--container=server", "--")
     worker = "cat /proc/1/task/1/children"
-    before = kubectl(*inside, "sh", "-c", worker).split()
+    before = kubectl(*execute, "sh", "-c", worker).split()
 
-    with load.without_a_failure("worker kill"):
-        kubectl(*inside, "sh", "-c", f"kill {before[0]}")
-        wait_until(lambda: before[0] not in kubectl(*inside, "sh", "-c", worker).split(), SECONDS)
+    with load.without_failures("worker kill"):
+        kubectl(*execute, "sh", "-c", f"kill {before[0]}")
+        wait_until(lambda: before[0] not in kubectl(*execute, "sh", "-c", worker).split(), SECONDS)
 
-    (again,) = (
-        one for one in Deployment(NAMESPACE, deployed).pods() if one["metadata"]["name"] == pod
-    )
-    assert again["status"]["containerStatuses"][0]["restartCount"] == 0
+    pods = {item["metadata"]["name"]: item for item in Track(NAMESPACE, deployed).pods()}
+    assert pods[pod]["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
-def test_scale_out_and_in(deployed: str, load: Load) -> None:
+def test_scaling_out_and_in_fails_no_request(deployed: str, load: Load) -> None:
     scaler = (f"horizontalpodautoscaler/{deployed}", f"--namespace={NAMESPACE}", "--type=merge")
 
-    with load.without_a_failure("scale 2 -> 6 -> 2"):
-        for least, most in ((6, 6), (2, 2)):
-            limits = {"spec": {"minReplicas": least, "maxReplicas": most}}
+    with load.without_failures("scale 2 -> 6 -> 2"):
+        for minimum, maximum in ((6, 6), (2, 2)):
+            limits = {"spec": {"minReplicas": minimum, "maxReplicas": maximum}}
             kubectl("patch", *scaler, f"--patch={json.dumps(limits)}")
-            wait_until(partial(has_replicas, deployed, least), SECONDS)
+            wait_until(partial(has_replicas, deployed, minimum), SECONDS)
 
 
 @pytest.mark.short
-def test_the_inventory_shows_what_runs(mode: str, deployed: str) -> None:
-    done = run("inventory", "FORMAT=json")
+def test_the_inventory_lists_every_replica(mode: str, deployed: str) -> None:
+    process = run("inventory", "FORMAT=json")
 
-    shown = json.loads(done.stdout)
-    ours = [one for one in shown["replicas"] if one["url"].startswith(f"{NAMESPACE}/{deployed}-")]
-    assert len(ours) == 2
-    assert {(one["mode"], one["track"], one["model"]["version"]) for one in ours} == {
-        (mode, "stable", "1")
-    }
-    assert not [line for line in shown["disagreements"] if NAMESPACE in line]
-
-
-def test_prune_keeps_what_runs_and_what_a_rollback_needs(deployed: str) -> None:
-    done = run("prune", "KEEP=1")
-
-    assert done.returncode == 0
-    assert "cluster of the context" in done.stdout
-    kept = {revision.image for revision in Deployment(NAMESPACE, deployed).revisions()}
-    assert len(kept) > 1
-    assert done.stdout.count("the cluster needs it") >= len(kept)
+    inventory = json.loads(process.stdout)
+    url = f"{NAMESPACE}/{deployed}-"
+    replicas = [replica for replica in inventory["replicas"] if replica["url"].startswith(url)]
+    assert len(replicas) == 2
+    assert {
+        (replica["mode"], replica["track"], replica["model"]["version"]) for replica in replicas
+    } == {(mode, "stable", "1")}
+    assert not [line for line in inventory["disagreements"] if NAMESPACE in line]
 
 
-@pytest.mark.parametrize("setting", ["MODE=other", "WEIGHT=0"])
-def test_what_makes_no_sense_is_refused(mode: str, deployed: str, setting: str) -> None:
-    variables = [setting] if setting.startswith("WEIGHT") else []
-    wrong = "other" if setting.startswith("MODE") else mode
+def test_prune_keeps_images_that_run_or_that_a_rollback_needs(deployed: str) -> None:
+    process = run("prune", "KEEP=1")
 
-    done = make("canary", wrong, "e2e/2", "IMAGE_TAG=e2e-2", *variables)
+    assert process.returncode == 0
+    assert "cluster of the context" in process.stdout
+    images = {revision.image for revision in Track(NAMESPACE, deployed).revisions()}
+    assert len(images) > 1
+    assert process.stdout.count("the cluster needs it") >= len(images)
 
-    assert done.returncode != 0
-    assert f"{setting.partition('=')[0]}: expected" in done.stderr
+
+@pytest.mark.parametrize("setting", ["MODE=other", "WEIGHT=0", "MEMORY=512"])
+def test_an_invalid_variable_is_rejected(mode: str, deployed: str, setting: str) -> None:
+    variable, _, value = setting.partition("=")
+    variables = [setting] if variable != "MODE" else []
+    mode = value if variable == "MODE" else mode
+
+    process = make("canary", mode, "e2e/2", "IMAGE_TAG=e2e-2", *variables)
+
+    assert process.returncode != 0
+    assert f"{variable}: expected" in process.stderr
 
 
-# Run in a pod: connect to an address and print the result.
+# Runs in a pod: connects to an address and prints the result.
 CONNECT = """
 import socket, sys
 try:
@@ -221,14 +228,14 @@ except OSError as error:
 
 def connection(pod: str, namespace: str, address: str, port: int) -> str:
     """Return the result of a TCP connection from inside a pod."""
-    inside = ("exec", pod, f"--namespace={namespace}", "--", "python", "-c", CONNECT)
-    return kubectl(*inside, address, str(port), seconds=30).strip()
+    execute = ("exec", pod, f"--namespace={namespace}", "--", "python", "-c", CONNECT)
+    return kubectl(*execute, address, str(port), seconds=30).strip()
 
 
 @pytest.mark.short
 def test_the_network_policy_is_enforced(deployed: str, load: Load) -> None:
-    """Predictions from another namespace work; port 9000 and egress are refused."""
-    pod = Deployment(NAMESPACE, deployed).pods()[0]
+    """Other namespaces reach the port of predictions only, and a server reaches nothing."""
+    pod = Track(NAMESPACE, deployed).pods()[0]
     server, address = pod["metadata"]["name"], pod["status"]["podIP"]
     client = get(f"pod/{deployed}", f"--namespace={CLIENTS}")["status"]["podIP"]
     dns = get("service/kube-dns", "--namespace=kube-system")["spec"]["clusterIP"]
@@ -236,7 +243,7 @@ def test_the_network_policy_is_enforced(deployed: str, load: Load) -> None:
     assert connection(deployed, CLIENTS, address, 8000) == "connected"
     assert connection(deployed, CLIENTS, dns, 53) == "connected"
     assert connection(deployed, CLIENTS, address, 9000).startswith("refused")
-    # The client has no listener: a policy that lets packets pass gives "Connection refused".
+    # The client does not listen: without a policy the error is "Connection refused".
     assert "timed out" in connection(server, NAMESPACE, client, 8000)
     assert connection(server, NAMESPACE, dns, 53).startswith("refused")
 
@@ -245,8 +252,8 @@ def test_the_network_policy_is_enforced(deployed: str, load: Load) -> None:
 def test_a_model_in_an_image_volume(images: str) -> None:
     assert make("build-model", "model_load", "e2e/1").returncode == 0
     try:
-        done = make("deploy", "model_load", "e2e/1", "IMAGE_TAG=e2e-1", "SOURCE=image_volume")
-        assert done.returncode == 0, done.stderr
-        assert runs("e2e-model-load").source == "image_volume"
+        process = make("deploy", "model_load", "e2e/1", "IMAGE_TAG=e2e-1", "SOURCE=image_volume")
+        assert process.returncode == 0, process.stderr
+        assert current("e2e-model-load").source == "image_volume"
     finally:
         assert make("destroy", "model_load", "e2e/1").returncode == 0

@@ -12,20 +12,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from artifact.contract import Name, Version
 from release.images.build import tag_of
-from release.kubernetes.manifests import Track, instance_of, previous_instance_of, track_name
+from release.kubernetes.deployment_name import (
+    TrackName,
+    deployment_name,
+    former_deployment_name,
+    object_name,
+)
 from serving.settings import Mode
 from tests.servers import DATASETS
 
-MODES, TRACKS = get_args(Mode), get_args(Track)
+MODES, TRACKS = get_args(Mode), get_args(TrackName)
 DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 # Kubernetes appends a hash for the ReplicaSet and five characters for the pod.
 MAX_DEPLOYMENT = 63 - len("-0123456789") - len("abcde")
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-# Names that were deployed before any name had a hash.
+# Names that earlier versions deployed, before any name had a hash.
 UNCHANGED = [*DATASETS, "my-model", "a", "a--b", "churn-1735689600", "x" * 25, "iris-model-load"]
 
-
-# Wherever it is cut, it has the same beginning as with `a-` before it.
+# Cut at any length, `DASHES` and `a-` + `DASHES` have the same beginning.
 DASHES = "-".join("a" * 32)
 
 
@@ -38,7 +42,7 @@ def is_valid(kind: Any, text: str) -> bool:
 
 
 def short(kind: Any, alphabet: str, length: int) -> list[str]:
-    """Every valid name of few characters: many are alike once `.` and `_` are replaced."""
+    """Return every valid short name; many become equal when `.` and `_` are replaced."""
     words = (
         "".join(letters)
         for count in range(1, length + 1)
@@ -48,7 +52,7 @@ def short(kind: Any, alphabet: str, length: int) -> list[str]:
 
 
 def long(kind: Any, alphabet: str) -> list[str]:
-    """Names of every length that differ in a single character, in any place."""
+    """Return names of every length that differ in a single character, at any position."""
     choose = random.Random(0)  # noqa: S311 - no secret
     base = "".join(choose.choices(string.ascii_lowercase, k=63))
     names = {base[:length] for length in range(1, 64)}
@@ -65,38 +69,35 @@ def names() -> list[str]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("model", UNCHANGED)
-def test_a_valid_name_is_not_changed(model: str, mode: str) -> None:
-    assert instance_of(model, mode) == f"{model}-{mode.replace('_', '-')}"
+def test_a_valid_name_is_unchanged(model: str, mode: str) -> None:
+    assert deployment_name(model, mode) == f"{model}-{mode.replace('_', '-')}"
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_names_that_could_be_deployed_are_not_changed(mode: str) -> None:
-    """An update in place needs the same name."""
-    could_be = [
-        model
-        for model in names()
-        if re.fullmatch(r"[a-z][a-z0-9-]*", model) and len(previous_instance_of(model, mode)) <= 40
-    ]
+def test_names_that_earlier_versions_could_deploy_are_unchanged(mode: str) -> None:
+    """Otherwise a deployment could not be updated in place."""
+    candidates = [model for model in names() if re.fullmatch(r"[a-z][a-z0-9-]*", model)]
+    deployable = [model for model in candidates if len(former_deployment_name(model, mode)) <= 40]
 
-    assert len(could_be) > 200
-    for model in could_be:
-        assert instance_of(model, mode) == previous_instance_of(model, mode)
+    assert len(deployable) > 200
+    for model in deployable:
+        assert deployment_name(model, mode) == former_deployment_name(model, mode)
 
 
 @pytest.mark.parametrize("model", ["my_model", "my.model", "7seas", "x" * 30, "a.b", "a.-_b"])
-def test_a_name_that_is_changed_stays_readable(model: str) -> None:
+def test_a_changed_name_stays_readable(model: str) -> None:
     label = r"m?-?[a-z0-9-]+--[0-9a-f]{10}-model-load"
-    instance = instance_of(model, "model_load")
+    name = deployment_name(model, "model_load")
 
-    assert re.fullmatch(label, instance)
-    assert re.sub("[^a-z0-9]", "-", model)[:15] in instance
+    assert re.fullmatch(label, name)
+    assert re.sub("[^a-z0-9]", "-", model)[:15] in name
 
 
-def test_instances_are_valid_and_differ() -> None:
-    """Of all modes and tracks together; a model may also be called like a generated name."""
+def test_object_names_are_valid_and_unique() -> None:
+    """Over all modes and tracks, and also if a model has the name of another's objects."""
     models = {*names(), *generated_names()}
     objects = [
-        track_name(instance_of(model, mode), track)
+        object_name(deployment_name(model, mode), track)
         for model in models
         for mode in MODES
         for track in TRACKS
@@ -110,10 +111,10 @@ def test_instances_are_valid_and_differ() -> None:
 
 
 def generated_names() -> Iterator[str]:
-    """Models, and models called like the objects of these, with and without the mode."""
+    """Yield models, and the names of their objects with and without the mode."""
     for model, mode in itertools.product(["my_model", "my-model", "7seas", "y" * 63], MODES):
-        instance = instance_of(model, mode)
-        yield from (model, instance, instance.removesuffix(f"-{mode.replace('_', '-')}"))
+        name = deployment_name(model, mode)
+        yield from (model, name, name.removesuffix(f"-{mode.replace('_', '-')}"))
 
 
 @pytest.mark.parametrize(
@@ -124,12 +125,12 @@ def generated_names() -> Iterator[str]:
         (("iris", "1"), "iris-1"),
     ],
 )
-def test_an_unambiguous_tag_is_not_changed(parts: tuple[str, ...], tag: str) -> None:
+def test_an_unambiguous_tag_is_unchanged(parts: tuple[str, ...], tag: str) -> None:
     assert tag_of(*parts) == tag
 
 
-def test_tags_are_valid_and_differ() -> None:
-    """Of every server, model and version; a version may also be called like a generated tag."""
+def test_tags_are_valid_and_unique() -> None:
+    """Over all servers, models, and versions, and also if a version looks like a generated tag."""
     models = [*short(Name, "a1-", 3), *long(Name, "z-")[::40], "a" * 63, DASHES]
     versions = [*short(Version, "a1-", 3), "A", "1.0", "1-2", "9" * 63, DASHES]
     servers = [(), ("a",), ("a-a",), ("a-1",), ("a-1-",), ("b" * 128,)]
@@ -147,7 +148,7 @@ def test_tags_are_valid_and_differ() -> None:
 
 
 def readings(tag: str) -> Iterator[tuple[str, ...]]:
-    """What a person may take a tag for: a server, a model and a version between the dashes."""
+    """Yield every way to split a tag at its dashes into a server, a model, and a version."""
     words = tag.split("-")
     for first, second in itertools.combinations(range(len(words)), 2):
         server, model, version = words[:first], words[first:second], words[second:]

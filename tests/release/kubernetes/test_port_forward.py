@@ -1,6 +1,6 @@
-"""Connections to pods through kubectl: a stub of kubectl forwards them to real servers.
+"""Connections to pods through kubectl, with a stub of kubectl that forwards to real servers.
 
-The real kubectl is tested on a cluster, in tests/e2e.
+tests/e2e tests the real kubectl on a cluster.
 """
 
 import socket
@@ -16,8 +16,8 @@ from release.kubernetes.kubectl import ClusterError
 from release.kubernetes.port_forward import HTTP, PortForwards, port_forward
 from release.local.server_process import ServerProcess
 
-# Prints and listens as kubectl does. "once" ends after its first connection, as kubectl does when a
-# pod resets one; "absent" is a pod that does not exist; "silent" never listens.
+# Prints and listens as kubectl does. The pod "once" exits after its first connection, as kubectl
+# does when a pod resets a connection; "absent" does not exist; for "silent" it never listens.
 STUB = """#!{python}
 import pathlib, signal, socket, sys, threading
 _, command, pod, port, *options = sys.argv
@@ -52,7 +52,7 @@ while True:
 def processes(
     running: dict[str, ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A file with a line for each kubectl that was started."""
+    """A file with one line per started kubectl."""
     record = tmp_path / "record"
     record.touch()
     stub = tmp_path / "kubectl"
@@ -73,16 +73,16 @@ def model_name(url: str) -> str:
     return str(httpx.get(f"{url}/metadata", timeout=10).json()["name"])
 
 
-def test_a_pod_is_reached_and_the_connection_is_kept(processes: Path) -> None:
+def test_several_requests_share_one_connection(processes: Path) -> None:
     with PortForwards("inference") as pods:
-        names = [pods.ask("iris", HTTP, model_name) for _ in range(3)]
+        names = [pods.call("iris", HTTP, model_name) for _ in range(3)]
 
     assert names == ["iris"] * 3
     assert processes.read_text() == "pod/iris :8000\n"
 
 
 @pytest.mark.usefixtures("processes")
-def test_kubectl_ends_with_the_block() -> None:
+def test_kubectl_exits_at_the_end_of_the_block() -> None:
     with port_forward("inference", "iris", HTTP) as url:
         assert model_name(url) == "iris"
     address = urlsplit(url)
@@ -91,33 +91,33 @@ def test_kubectl_ends_with_the_block() -> None:
         socket.create_connection((str(address.hostname), int(address.port or 0)))
 
 
-def test_a_request_whose_connection_was_lost_is_sent_again(processes: Path) -> None:
-    """A lost connection says nothing about the pod, so a canary must not be aborted for it."""
+def test_a_request_is_sent_again_if_the_connection_was_lost(processes: Path) -> None:
+    """The pod may be healthy, so a lost connection must not abort a canary."""
     with PortForwards("inference") as pods:
-        assert pods.ask("once", HTTP, model_name) == "iris"
+        assert pods.call("once", HTTP, model_name) == "iris"
 
     assert processes.read_text() == "pod/once :8000\n" * 2
 
 
-def test_an_error_of_the_pod_itself_is_raised_at_once(processes: Path) -> None:
-    def refused(url: str) -> None:
+def test_an_error_response_is_not_repeated(processes: Path) -> None:
+    def request(url: str) -> None:
         httpx.get(f"{url}/no/such/path", timeout=10).raise_for_status()
 
     with PortForwards("inference") as pods, pytest.raises(httpx.HTTPStatusError):
-        pods.ask("iris", HTTP, refused)
+        pods.call("iris", HTTP, request)
 
     assert processes.read_text() == "pod/iris :8000\n"
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_pod_that_does_not_exist_is_named_with_the_reason() -> None:
+def test_an_error_names_the_pod_and_the_reason() -> None:
     expected = r'inference/absent: Error from server \(NotFound\): pods "absent" not found'
     with pytest.raises(ClusterError, match=expected), port_forward("inference", "absent", HTTP):
         pass
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_connection_that_does_not_open_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_connection_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_OPEN_SECONDS", 0.5)
 
     with (
@@ -127,7 +127,7 @@ def test_a_connection_that_does_not_open_is_given_up(monkeypatch: pytest.MonkeyP
         pass
 
 
-def test_a_missing_kubectl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_says_that_kubectl_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
 
     with (
