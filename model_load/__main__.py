@@ -4,9 +4,9 @@
 then serves DIR as its MODEL_DIR needs no credentials.
 """
 
-import gc
 import sys
 
+from serving.server import fast_start
 from serving.workers.container import exit_at_once_on_term
 
 if __name__ == "__main__":
@@ -15,7 +15,7 @@ if __name__ == "__main__":
         from model_load.command import pull
 
         sys.exit(pull(sys.argv[2:]))
-    gc.disable()  # until the server runs: a sixth of the time of imports, which leave nothing
+    fast_start.begin()
     from model_load.settings import ModelLoadSettings
     from model_load.source import find
     from serving.server.startup import run

@@ -1,1 +1,1 @@
-"""The ASGI application, its workers, and the start of the process."""
+"""The start of a server, its processes, the ASGI application, and the HTTP protocol."""

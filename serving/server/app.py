@@ -1,21 +1,21 @@
-"""The application: hot paths and probes at once, and FastAPI for everything else.
+"""The ASGI application: predictions and probes directly, everything else through FastAPI.
 
-Made once by server.py before the fork; each worker opens the session when its server starts.
-FastAPI (documented.py) is imported by the first request for what it has.
+Created once before the fork, without a session. Each worker opens its own session in the
+lifespan, because sessions do not survive a fork. FastAPI is imported by the first request that
+needs it.
 """
 
 import asyncio
 import contextlib
 import threading
 import time
-import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from artifact.contract import Contract, ContractMismatch
+from artifact.contract import Contract
 from artifact.software import other_versions
 from artifact.verify import verify_files
 from serving import logs
@@ -31,53 +31,59 @@ from serving.http.request_log import RequestContext, RequestRecorder
 from serving.inference.batcher import Runner
 from serving.inference.codecs.rows import Rows
 from serving.inference.model import Model
-from serving.inference.reloader import Reloader
+from serving.inference.reloader import Reloader, failure_reason
 from serving.metrics.counters import Counters
 from serving.metrics.metrics import Metrics
 from serving.settings import Settings
 from serving.workers.model_source import ServedVersion
 from serving.workers.shared_value import SharedValue
 
-# For workers that are being replaced.
-_SPARE_ROWS = 8
-_PAUSE_SECONDS = 5.0
-_LOOK_SECONDS = 0.1
-_LATER_SECONDS = 2.0
-# What FastAPI answers, known before it is imported: what counts is set before the fork.
-DOCUMENTED = (
+# While a worker is replaced, the old and the new process count at the same time.
+_SPARE_SLOTS = 8
+# Work that delays the first requests starts this long after the model is served.
+_BACKGROUND_IMPORT_SECONDS = 2.0
+# Paths served by FastAPI. Listed by hand because counters are allocated before the fork and
+# FastAPI is imported after it; a test compares the list with the routes.
+FASTAPI_PATHS = (
     "/", "/page/{name}", "/docs", "/openapi.json", "/metadata", "/label", "/predict/test",
     "/predict/test/label", "/v2", "/v2/models/{name}", "/v2/models/{name}/ready",
     "/v2/models/{name}/versions/{version}", "/v2/models/{name}/versions/{version}/ready",
 )  # fmt: skip
-_OTHER = "other"
+_OTHER_PATHS = "other"
 
 
 class App:
-    """An ASGI application that looks at the path before anything else.
+    """The application of one server. Several in one process share nothing.
 
-    current: what all its workers serve. counters: where they count. any_ready: whether one
-    of them was ready once. startup_failure: why the model cannot be served, as text, once
-    that is known.
+    watches: whether another process may change the served version.
     """
 
     def __init__(
-        self, settings: Settings, contract: Contract, directory: Path, *, follows: bool
+        self, settings: Settings, contract: Contract, directory: Path, *, watches: bool
     ) -> None:
         self._first = ServedVersion(contract.version, str(directory), polled_at=time.time())
-        self.current = SharedValue(self._first)
-        self.any_ready = SharedValue(False)  # noqa: FBT003 - it is the value
+        # What all workers of this server have to serve.
+        self.served_version = SharedValue(self._first)
+        # Whether any worker of this server was ever ready.
+        self.any_ready = SharedValue(False)  # noqa: FBT003 - the value
+        # Why the model cannot be served, for the operator; set when the start fails.
         self.startup_failure: str | None = None
+        # Where the workers count; allocated before the fork, so that one can report for all.
+        self.counters = Counters(settings.workers + _SPARE_SLOTS)
         self._settings = settings
         self._verified = contract
-        self.counters = Counters(settings.workers + _SPARE_ROWS)
-        self._metrics = Metrics(self.counters, self.current if follows else None)
+        self._metrics = Metrics(self.counters, self.served_version if watches else None)
         self._runner = Runner(self._metrics, max_rows=settings.max_batch_rows)
-        self._reloader = None
-        if follows:
-            self._reloader = Reloader(
-                self.current, self._runner, self._metrics, self._open, self._serve
-            )
-        self._hot = {
+        self._reloader = Reloader(
+            self.served_version,
+            any_ready=self.any_ready,
+            runner=self._runner,
+            metrics=self._metrics,
+            open_model=self._open,
+            serve=self._serve,
+            watches=watches,
+        )
+        self._fast_paths = {
             "/predict": self._endpoint("/predict", Predict(Rows.encode, needs_labels=False)),
             "/predict/label": self._endpoint(
                 "/predict/label", Predict(Rows.encode_labels, needs_labels=True)
@@ -86,64 +92,70 @@ class App:
         self._infer = self._endpoint(infer.ENDPOINT, Infer())
         health = probes.health_probes(self._runner)
         operations = probes.operations_probes(self._metrics, Inventory(settings, self._runner))
-        managed = [*health, *operations]
-        public = health if settings.management_port is not None else managed
+        management = [*health, *operations]
+        public = health if settings.management_port is not None else management
         self._public_probes = {probe.path: probe for probe in public}
-        self._management_probes = {probe.path: probe for probe in managed}
-        self._documented: asyncio.Task[ASGIApp] | None = None
-        self._later: asyncio.TimerHandle | None = None
-        counted = (_OTHER, *DOCUMENTED, *self._management_probes)
+        self._management_probes = {probe.path: probe for probe in management}
+        self._fastapi: asyncio.Task[ASGIApp] | None = None
+        self._background_import: asyncio.TimerHandle | None = None
+        counted = (_OTHER_PATHS, *FASTAPI_PATHS, *self._management_probes)
         self._recorders = {path: self._recorder(path) for path in counted}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer hot paths and probes at once and leave the others to FastAPI."""
+        """Handle a request, or the lifespan, as an ASGI application."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
-        elif hot := self.hot(scope):
-            await hot(scope, receive, send)
+        elif endpoint := self.fast_path(scope):
+            await endpoint(scope, receive, send)
         else:
-            await self._counted(self._cold, scope, receive, send)
+            await self._record(self._probe_or_fastapi, scope, receive, send)
 
-    def hot(self, scope: Scope) -> Endpoint[Any] | None:
-        """Return the endpoint that answers a request, None where it is not hot."""
+    def fast_path(self, scope: Scope) -> Endpoint[Any] | None:
+        """Return the endpoint that answers the request without FastAPI; None for other paths."""
         path = scope["path"]
-        if (hot := self._hot.get(path)) is None and infer.is_infer(path):
-            hot = self._infer
-        return None if hot and self._is_for_management(scope) else hot
+        endpoint = self._fast_paths.get(path)
+        if endpoint is None and infer.is_infer(path):
+            endpoint = self._infer
+        return None if endpoint and self._is_on_management_port(scope) else endpoint
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open the session in this process, off the event loop so that signals are heard.
+        """Open the model in this process, and serve it until the end of the `with`.
 
-        Raises what is wrong with the model; startup_failure says it.
+        Raises the error if the model cannot be served; startup_failure then has its text.
         """
-        while (served := await self._begin()) is None:
-            await self._pause()
-        self.any_ready.set(True)
-        if self._reloader:
-            self._reloader.start(served)
-        yield
-        if self._reloader:
+        try:
+            await self._start()
+            yield
+        finally:
             self._reloader.stop()
-        self._runner.close()
+            self._runner.close()
+
+    async def _start(self) -> None:
+        try:
+            await self._reloader.start()
+        except Exception as error:
+            self.startup_failure = failure_reason(error)
+            raise
+        self.any_ready.set(True)
 
     def _endpoint(self, name: str, codec: Codec[Any]) -> Endpoint[Any]:
         limit = self._settings.max_body_bytes
         return Endpoint(codec, self._runner, self._recorder(name), max_body_bytes=limit)
 
-    def _is_for_management(self, scope: Scope) -> bool:
-        port = self._settings.management_port
-        return port is not None and scope["server"][1] == port
-
     def _recorder(self, name: str) -> RequestRecorder:
         return RequestRecorder(self._metrics.endpoint(name), access_log=self._settings.access_log)
 
-    async def _counted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Note a request that is not hot; a path that is none of ours is `other`."""
-        self._recorders[_OTHER].started()
+    def _is_on_management_port(self, scope: Scope) -> bool:
+        port = self._settings.management_port
+        return port is not None and scope["server"][1] == port
+
+    async def _record(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request that is not on the fast path; count it, and add its id."""
+        self._recorders[_OTHER_PATHS].started()
         request, status = RequestContext(scope), 500
 
-        async def noting_the_status(message: Message) -> None:
+        async def send_with_request_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -152,77 +164,53 @@ class App:
             await send(message)
 
         try:
-            await app(scope, receive, noting_the_status)
+            await app(scope, receive, send_with_request_id)
         finally:
-            # A path with a name in it is counted as its route.
+            # FastAPI puts the route into the scope. Counting by its template, /page/{name},
+            # keeps the number of time series fixed; unknown paths are counted as `other`.
             route = getattr(scope.get("route"), "path", None)
             path = str(route or scope["path"])
-            self._recorders.get(path, self._recorders[_OTHER]).finished(request, status)
+            self._recorders.get(path, self._recorders[_OTHER_PATHS]).finished(request, status)
 
-    async def _cold(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a probe, or have FastAPI answer; the management port has probes only."""
-        managed, path = self._is_for_management(scope), scope["path"]
-        if probe := (self._management_probes if managed else self._public_probes).get(path):
+    async def _probe_or_fastapi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a probe, or pass the request to FastAPI; the management port has only probes."""
+        is_management, path = self._is_on_management_port(scope), scope["path"]
+        served = self._management_probes if is_management else self._public_probes
+        if probe := served.get(path):
             await probe(scope, receive, send)
-        elif managed:
+        elif is_management:
             await send_error(send, RequestError(404, f"{path}: no such path"))
         else:
-            documented = await self._documented_app(send)
-            await documented(scope, receive, send)
+            fastapi = await self._fastapi_app(send)
+            await fastapi(scope, receive, send)
 
-    async def _documented_app(self, send: Send) -> ASGIApp:
-        if self._documented is None:
-            self._documented = asyncio.create_task(asyncio.to_thread(self._document))
+    async def _fastapi_app(self, send: Send) -> ASGIApp:
+        """Return the FastAPI application. Sends a 500 before it raises."""
+        if self._fastapi is None:
+            self._fastapi = asyncio.create_task(asyncio.to_thread(self._create_fastapi_app))
         try:
-            return await asyncio.shield(self._documented)
+            # Shielded: a client that disconnects must not cancel the import for the others.
+            return await asyncio.shield(self._fastapi)
         except Exception:
-            self._documented = None  # the next request tries again
+            self._fastapi = None  # The next request tries again.
             await send_error(send, RequestError(500, "internal error"))
             raise  # uvicorn logs it
 
-    def _document(self) -> ASGIApp:
-        from serving.api.fastapi_app import FastAPIApp  # noqa: PLC0415 - a start does not wait for it
+    def _create_fastapi_app(self) -> ASGIApp:
+        from serving.api.fastapi_app import FastAPIApp  # noqa: PLC0415 - not imported at start-up
 
         return FastAPIApp(self._runner, self._public_probes.values())
 
-    async def _begin(self) -> ServedVersion | None:
-        """Serve what is current and return it; None when that failed and is to be tried again.
-
-        Raises what is wrong while no worker was ever ready. After that gunicorn would end
-        the healthy ones, too.
-        """
-        current = self.current.get()
-        try:
-            model = await asyncio.to_thread(self._open, current)
-        except Exception as error:
-            mismatch = isinstance(error, ContractMismatch)
-            failure = str(error) if mismatch else traceback.format_exc()
-            if not self.any_ready.get():
-                self.startup_failure = failure
-                raise
-            self._metrics.open_failures.add(1)
-            if failure != self.startup_failure:
-                logs.error("model_not_opened", version=current.version, reason=failure)
-            self.startup_failure = failure
-            return None
-        self._serve(model)
-        return current
-
-    async def _pause(self) -> None:
-        """Wait before another try, no longer than until something else is current."""
-        before, ends = self.current.get().reloads, time.monotonic() + _PAUSE_SECONDS
-        while self.current.get().reloads == before and time.monotonic() < ends:  # noqa: ASYNC110 - set by another process
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    def _open(self, current: ServedVersion) -> Model:
-        """Open what is current; what was verified before the fork is not verified again."""
-        directory, contract = Path(current.directory), self._verified
-        if self.any_ready.get() or not current.is_same_artifact(self._first):
+    def _open(self, version: ServedVersion) -> Model:
+        """Open a version. The files that were verified before the fork are not read again."""
+        directory, contract = Path(version.directory), self._verified
+        # A worker that replaces another one starts later, when the files may have changed.
+        if self.any_ready.get() or not version.is_same_artifact(self._first):
             contract = verify_files(directory, self._settings.contract_sha256)
         return Model.open(directory, contract, max_rows=self._settings.max_batch_rows)
 
     def _serve(self, model: Model) -> None:
-        """Answer with this model from now on."""
+        """Use this model for all requests from now on."""
         contract = model.contract
         self._runner.serve(model)
         self._metrics.model_loaded(self._settings.mode, contract, model.load_seconds)
@@ -233,20 +221,21 @@ class App:
             sha256=contract.model.sha256,
             seconds=round(model.load_seconds, 4),
         )
-        if self._later:
-            self._later.cancel()
+        if self._background_import:
+            self._background_import.cancel()
         # It takes as long as opening a small model, and the first requests are waiting.
-        ready = threading.Thread(target=_get_ready, args=(contract,), daemon=True)
-        self._later = asyncio.get_running_loop().call_later(_LATER_SECONDS, ready.start)
+        thread = threading.Thread(target=_prepare_scrape, args=(contract,), daemon=True)
+        loop = asyncio.get_running_loop()
+        self._background_import = loop.call_later(_BACKGROUND_IMPORT_SECONDS, thread.start)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        """Run while the server does; a model that cannot be served is said as text."""
+        """Serve the model while the server runs; report a failed start as text."""
         await receive()
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self.running())
-            except Exception:  # noqa: BLE001 - the server says it, and ends
-                message = self.startup_failure or traceback.format_exc()
+            except Exception as error:  # noqa: BLE001 - the server prints it and exits
+                message = self.startup_failure or failure_reason(error)
                 await send({"type": "lifespan.startup.failed", "message": message})
                 return
             await send({"type": "lifespan.startup.complete"})
@@ -254,23 +243,23 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def create_app(settings: Settings, model_dir: Path, *, follows: bool = False) -> App:
-    """Return the application that serves the artifact in model_dir, its files verified.
+def create_app(settings: Settings, model_dir: Path, *, watches: bool = False) -> App:
+    """Return the application that serves the artifact in model_dir, with its files verified.
 
-    follows: whether somebody may make another artifact the app's current one. Opens no
-    session: that is done by each process that runs the app's lifespan. Raises
-    ContractMismatch with every difference when the files are not what their contract says.
+    watches: whether another process may change the served version. Opens no session: each
+    process that runs the lifespan opens its own. Raises ContractMismatch with every difference
+    between the files and their contract.
     """
     contract = verify_files(model_dir, settings.contract_sha256)
-    return App(settings, contract, model_dir, follows=follows)
+    return App(settings, contract, model_dir, watches=watches)
 
 
-def _get_ready(contract: Contract) -> None:
-    """Do what the first scrape would wait for, and log what training ran on and this server not.
+def _prepare_scrape(contract: Contract) -> None:
+    """Import what the first scrape needs, and log libraries whose versions differ from training.
 
-    The golden rows came out right all the same.
+    Different versions are no error: the golden rows were reproduced.
     """
-    import serving.metrics.prometheus  # noqa: F401, PLC0415 - a start does not wait for it
+    import serving.metrics.prometheus  # noqa: F401, PLC0415 - not imported at start-up
 
-    if found := other_versions(contract.origin.environment):
-        logs.info("other_versions_than_in_training", **found)
+    if differences := other_versions(contract.origin.environment):
+        logs.info("other_versions_than_in_training", **differences)

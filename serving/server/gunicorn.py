@@ -1,11 +1,10 @@
-"""The server: gunicorn as PID 1, uvicorn in its workers, no request lost at the end.
+"""Run the server: gunicorn as PID 1, uvicorn in its workers, no request lost at shutdown.
 
-Started by process.py. Files are checked before the fork (create_app); each worker opens
-the session and runs the golden rows before it takes a request.
+Files are verified before the fork (create_app). Each worker opens its own session and runs the
+golden rows before it accepts a request.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -26,6 +25,7 @@ from artifact.redact import redact
 from serving import logs
 from serving.errors import StartupError
 from serving.http.headers import CLOSE
+from serving.server import fast_start
 from serving.server.app import App, create_app
 from serving.server.http_protocol import HttpProtocol
 from serving.settings import Settings
@@ -35,25 +35,30 @@ from serving.workers.model_source import ModelSource
 from serving.workers.shared_value import SharedValue
 
 _FAILURE_BYTES = 1 << 17
-_LONGEST_FAILURE = _FAILURE_BYTES // 6  # characters, as JSON at worst
-# Clients pool connections for about a minute; gunicorn's 2 s would reset them under way.
+# JSON escapes a character with up to 6 bytes (\u001b).
+_MAX_FAILURE_CHARACTERS = _FAILURE_BYTES // 6
+# Clients pool idle connections for about a minute. gunicorn's default of 2 s would close them
+# while a request is on its way.
 _KEEP_ALIVE_SECONDS = 75
 _HEARTBEAT_SECONDS = 1
 _BACKLOG = 2048
-# Before another follower is started where one ended.
-_FOLLOWER_PAUSE_SECONDS = 1.0
-# During a fork.
-_HELD_BACK = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+# gunicorn ends hung workers after graceful_timeout; uvicorn cancels their requests before that.
+_KILL_MARGIN_SECONDS = 2
+# The pause before an alias watcher that ended is started again.
+_WATCHER_PAUSE_SECONDS = 1.0
+# Blocked during a fork, see Master.spawn_worker.
+_BLOCKED_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 _POLL_SECONDS = 0.02
-# Clients that reuse connections get that long to send, and be told to connect elsewhere.
+# At shutdown, clients that reuse a connection get this long to send one more request, whose
+# response tells them that the connection closes.
 _LAST_REQUESTS_SECONDS = 0.5
 
 
 def serve(settings: Settings, source: ModelSource) -> int:
-    """Serve an artifact until TERM, as this very process; return its status.
+    """Serve the model until TERM, in this process as gunicorn's master; return its exit status.
 
-    Raises StartupError when there is none or a port is taken, and ContractMismatch as
-    create_app does.
+    Raises StartupError if there is no artifact or a port is taken, and ContractMismatch if the
+    artifact differs from its contract.
     """
     directory = source.directory()
     main = listen(settings.host, settings.port, "PORT")
@@ -64,12 +69,12 @@ def serve(settings: Settings, source: ModelSource) -> int:
         ports["management_port"] = management.getsockname()[1]
     # A port of 0 has become a real one.
     settings = settings.model_copy(update=ports)
-    app = create_app(settings, directory, follows=source.watch is not None)
+    app = create_app(settings, directory, watches=source.watch is not None)
     application = Application(settings, app, sockets, source)
     try:
         Master(application).run()
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 1
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
     else:
         status = 0
     logs.info("stopped", status=status)
@@ -78,16 +83,15 @@ def serve(settings: Settings, source: ModelSource) -> int:
 
 def listen(host: str, port: int, setting: str) -> socket.socket:
     """Return a listening socket. Raises StartupError that names the setting and the reason."""
-    # For text Python loads the codec of international names, which takes 2 ms.
-    name = host.encode() if host.isascii() else host
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        # Two servers may bind one port; only one may listen.
+        # With SO_REUSEADDR two servers may bind the same port. Only one may listen on it, so
+        # listen here, where the error can name the setting.
         bound.listen(_BACKLOG)
     except socket.gaierror as error:
         raise StartupError(f"HOST: cannot listen on {host}: {error.strerror}") from None
@@ -99,7 +103,7 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
 
 
 class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no types
-    """The app with gunicorn's configuration for it."""
+    """The App with gunicorn's configuration for it."""
 
     def __init__(
         self, settings: Settings, app: App, sockets: list[socket.socket], source: ModelSource
@@ -109,13 +113,13 @@ class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no type
         self._settings = settings
         self._app = app
         self._binds = [f"fd://{bound.detach()}" for bound in sockets]
-        # The first worker that cannot serve its model says why.
+        # Why the first worker that failed could not serve the model; the master prints it.
         self.failure = SharedValue("", size_bytes=_FAILURE_BYTES)
         super().__init__()
 
     def load_config(self) -> None:
         """Set what differs from gunicorn's defaults."""
-        chosen: dict[str, Any] = {
+        options: dict[str, Any] = {
             "bind": self._binds,
             "workers": self._settings.workers,
             "worker_class": Worker,
@@ -123,23 +127,21 @@ class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no type
             "preload_app": True,
             "graceful_timeout": self._settings.drain_seconds,
             "keepalive": _KEEP_ALIVE_SECONDS,
-            # Its control socket would be written to $HOME.
+            # gunicorn would write its control socket to $HOME, which is read-only in a container.
             "control_socket_disable": True,
             "worker_tmp_dir": shared_memory(),
-            "when_ready": self._say_where,
-            "child_exit": _give_back_row,
+            "when_ready": self._log_addresses,
+            "child_exit": _release_slot,
         }
-        for name, value in chosen.items():
+        for name, value in options.items():
             self.cfg.set(name, value)
 
     def load(self) -> App:
-        """Return the app, which is there already: the fork then shares its memory."""
-        # What there is now stays: no look at it again, which would unshare its memory.
-        gc.freeze()
-        gc.enable()
+        """Return the App, which exists already: workers then share its memory."""
+        fast_start.finish()
         return self._app
 
-    def _say_where(self, _: Arbiter) -> None:
+    def _log_addresses(self, _: Arbiter) -> None:
         urls = {"url": _url(self._settings.host, self._settings.port)}
         if self._settings.management_port is not None:
             urls["management_url"] = _url(self._settings.host, self._settings.management_port)
@@ -147,88 +149,103 @@ class Application(BaseApplication):  # type: ignore[misc] # gunicorn has no type
 
 
 class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
-    """gunicorn's master, which says in the worker's words why a model cannot be served.
+    """gunicorn's master. It also keeps the alias watcher running, and explains a failed start.
 
-    It also keeps the process alive that follows the source of the model, if that may change.
+    Private interface of gunicorn, checked with 27.0.1: Arbiter.manage_workers, spawn_worker,
+    stop, and halt are overridden, WORKER_BOOT_ERROR and APP_LOAD_ERROR are read and set. gunicorn
+    offers no hook for a process beside its workers, for code around the fork, or for the end
+    after a failed start.
     """
 
-    _follower: ForkedTask | None = None
-    _follower_started = 0.0
+    _watcher: ForkedTask | None = None
+    _watcher_started = 0.0
 
     def __init__(self, app: Application) -> None:
-        # In which row of the counters each worker counts, by its pid.
-        self._rows: dict[int, int] = {}
+        # The slot of the counters in which each worker counts, by its pid.
+        self._slots: dict[int, int] = {}
         super().__init__(app)
 
     def manage_workers(self) -> None:
-        """Keep the workers and what they follow alive; called every second."""
-        self._keep_following()
+        """Keep the workers and the alias watcher running; gunicorn calls this every second."""
+        self._manage_watcher()
         super().manage_workers()
 
     def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 - gunicorn's signature
-        """Stop; no model is swapped from now on."""
-        if self._follower:
-            self._follower.kill()
+        """Stop the workers. The watcher is killed first, so that no worker reloads any more."""
+        if self._watcher:
+            self._watcher.kill()
         super().stop(graceful)
 
-    def _keep_following(self) -> None:
+    def _manage_watcher(self) -> None:
         source, now = self.app.source, time.monotonic()
-        if source.watch is None or now < self._follower_started + _FOLLOWER_PAUSE_SECONDS:
+        if source.watch is None or now < self._watcher_started + _WATCHER_PAUSE_SECONDS:
             return
-        if self._follower is not None:
-            if not self._follower.is_done():
+        if self._watcher is not None:
+            if not self._watcher.is_done():
                 return
-            self._follower.close()
-            self._follower = None
-        self._follower_started = now
+            self._watcher.close()
+            self._watcher = None
+        self._watcher_started = now
         try:
-            self._follower = ForkedTask(partial(source.watch, self.app.callable.current))
-        except OSError as error:  # of no harm to the workers
-            logs.error("follower_not_started", reason=error.strerror)
+            self._watcher = ForkedTask(partial(source.watch, self.app.callable.served_version))
+        except OSError as error:  # The workers keep serving the version that they have.
+            logs.error("alias_watcher_not_started", reason=error.strerror)
         else:
             source.release()
 
     def spawn_worker(self) -> Any:
-        """Fork with TERM held back: one that came before the child could heed it would be lost."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-        row = self.app.callable.counters.claim_slot()
+        """Fork a worker with TERM, INT, and QUIT blocked, and with a slot of its own.
+
+        Block TERM during the fork: a signal sent before the child installs its handler is
+        delivered afterwards. The child would otherwise run the master's handler, which only puts
+        the signal into a queue that the child never reads.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
+        slot = self.app.callable.counters.claim_slot()
         try:
             pid: int = super().spawn_worker()
-        except SystemExit as ended:
-            # The child's end: what the master does at its own end is not for the child.
-            status = ended.code if isinstance(ended.code, int) else 1
+        except SystemExit as error:
+            # This is the child at its end. Exit here: the exception would otherwise run through
+            # serve(), which logs "stopped" for the master.
+            status = error.code if isinstance(error.code, int) else 1
             if status == Arbiter.WORKER_BOOT_ERROR and self.app.callable.any_ready.get():
-                # For gunicorn that is a reason to end the healthy workers, too.
+                # With this status gunicorn would stop the healthy workers, too.
                 status = 1
             os._exit(status)
         else:
-            self._rows[pid] = row
+            self._slots[pid] = slot
             return pid
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
 
-    def give_back_row(self, pid: int) -> None:
-        """Let the next worker count on where one that ended did."""
-        if (row := self._rows.pop(pid, None)) is not None:
-            self.app.callable.counters.release_slot(row)
+    def release_slot(self, pid: int) -> None:
+        """Free the slot of a worker that ended; the next worker continues its counters."""
+        if (slot := self._slots.pop(pid, None)) is not None:
+            self.app.callable.counters.release_slot(slot)
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
-        """Stop, after a failed start with what the worker said last on stderr."""
-        said = self.app.failure.get()
-        # A second worker that fails would raise HaltServer again, out of the stop it began.
+        """Stop the server. After a failed start, print the reason that the worker reported."""
+        failure = self.app.failure.get()
+        # Stopping reaps the other workers. If one of them failed as well, gunicorn would raise
+        # HaltServer again, inside of this stop. No exit status equals -1.
         self.WORKER_BOOT_ERROR = self.APP_LOAD_ERROR = -1
-        if exit_status == 0 or not said:
+        if exit_status == 0 or not failure:
             super().halt(reason, exit_status)
         self.stop()
-        print(f"{self.app.mode} does not start. {redact(said)}", file=sys.stderr)  # noqa: T201
+        print(f"{self.app.mode} does not start. {redact(failure)}", file=sys.stderr)  # noqa: T201
         sys.exit(exit_status)
 
 
 class PlainLogger(Logger):  # type: ignore[misc] # gunicorn has no types
-    """gunicorn's logger, leaving format and level to logs.py."""
+    """gunicorn's logger without its own format, handlers, and level: serving.logs sets them."""
 
     def setup(self, cfg: Any) -> None:
-        """Hand every record up to the root logger."""
+        """Pass every record on to the root logger.
+
+        Private interface of gunicorn, checked with 27.0.1: Logger.setup is overridden and sets
+        the attributes that Logger reads later: cfg, error_log, loglevel, and
+        _access_log_enabled. gunicorn's own setup always installs a handler with its own format.
+        """
         self.cfg = cfg
         self._access_log_enabled = False
         self.loglevel = self.error_log.getEffectiveLevel()
@@ -236,7 +253,7 @@ class PlainLogger(Logger):  # type: ignore[misc] # gunicorn has no types
 
 
 class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
-    """uvicorn under gunicorn, which fails aloud and drains completely."""
+    """uvicorn in a gunicorn worker, with the reason of a failed start and a complete drain."""
 
     CONFIG_KWARGS = {  # noqa: RUF012 - uvicorn_worker declares it so
         "loop": "uvloop",
@@ -252,38 +269,53 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Private interface of uvicorn_worker and uvicorn, checked with 0.4.0 and 0.54.0:
+        # self.config is a uvicorn.Config, and its attributes http, timeout_notify, and
+        # timeout_graceful_shutdown may be set until Config.load(). UvicornWorker computes two of
+        # them from gunicorn's settings, and CONFIG_KWARGS is fixed when the class is created.
         self.config.http = HttpProtocol
         self.config.timeout_notify = _HEARTBEAT_SECONDS
-        # Before gunicorn's own limit, which kills.
-        self.config.timeout_graceful_shutdown = max(1, self.cfg.graceful_timeout - 2)
+        # uvicorn answers the remaining requests with an error before gunicorn kills the worker.
+        self.config.timeout_graceful_shutdown = max(
+            1, self.cfg.graceful_timeout - _KILL_MARGIN_SECONDS
+        )
         uvicorn_log = logging.getLogger("uvicorn.error")
         uvicorn_log.propagate = True
-        # Its warnings are of clients' mistakes.
+        # uvicorn's warnings are about clients' mistakes, which are no problem of this server.
         uvicorn_log.setLevel(logging.ERROR)
 
     def init_signals(self) -> None:
-        """Take the signals over, then let in what was held back during the fork."""
+        """Install the handlers, then deliver the signals that were blocked during the fork."""
         super().init_signals()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
 
     def handle_usr1(self, *_: object) -> None:
-        """Answer on, but send clients elsewhere: what stops this server is about to."""
+        """Keep serving, but close connections after their next response: TERM will follow.
+
+        A preStop hook sends USR1 while the endpoints are removed from the load balancers.
+        """
         if self._server:
-            self._server.send_clients_elsewhere()
+            self._server.close_connections_after_response()
 
     async def _serve(self) -> None:
+        """Run a DrainingServer in place of uvicorn's Server.
+
+        Private interface of uvicorn_worker and gunicorn, checked with 0.4.0 and 27.0.1:
+        UvicornWorker._serve is overridden, because it creates its Server itself. It uses
+        Worker.wsgi, sockets, cfg, app, ppid, and notify.
+        """
         app: App = self.wsgi
         self.config.app = app
         server = DrainingServer(self.config, self.cfg.graceful_timeout)
         self._server = server
-        # gunicorn's master passes INT on as QUIT.
+        # gunicorn's master passes INT on to its workers as QUIT.
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.stop)
         heartbeat = asyncio.create_task(self._beat_until_started(server))
         try:
             await server.serve(sockets=self.sockets)
         except SystemExit:
             if app.startup_failure:
-                self.app.failure.set(app.startup_failure[:_LONGEST_FAILURE])
+                self.app.failure.set(app.startup_failure[:_MAX_FAILURE_CHARACTERS])
             raise
         finally:
             heartbeat.cancel()
@@ -291,56 +323,69 @@ class Worker(UvicornWorker):  # type: ignore[misc] # uvicorn_worker has no types
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def callback_notify(self) -> None:
-        """Tell the master that this worker lives; end when it is the master that does not."""
+        """Tell the master that this worker is alive; stop if the master is gone.
+
+        Workers of a killed master would keep the port, and an old model, for ever.
+        """
         self.notify()
         if os.getppid() != self.ppid and self._server:
             self._server.stop()
 
     async def _beat_until_started(self, server: uvicorn.Server) -> None:
-        """Keep gunicorn from taking a worker that opens a large model for a hung one."""
+        """Send heartbeats while the model is opened; uvicorn sends them only after its start.
+
+        gunicorn kills a worker without a heartbeat, and a large model may take longer to open.
+        """
         while not server.started:
             self.notify()
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that ends at once before it has started, and answers what it began after."""
+    """A uvicorn server that exits at once before it has started, and drains after that.
+
+    Private interface of uvicorn, checked with 0.54.0: Server.handle_exit and shutdown are
+    overridden; started, should_exit, server_state.connections, server_state.default_headers, and
+    Config.encoded_headers are used. uvicorn has no option for a signal during the start, and its
+    shutdown closes idle connections without telling the clients first.
+    """
 
     def __init__(self, config: uvicorn.Config, drain_seconds: int) -> None:
         super().__init__(config)
         self.drain_seconds = drain_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Heed TERM while the model is being opened, too."""
+        """Handle TERM also while the model is being opened."""
         if self.started:
             super().handle_exit(sig, frame)
         self.stop()
 
     def stop(self) -> None:
-        """Drain and end; at once where there is nothing to drain yet."""
+        """Begin to drain; before the server has started, exit at once."""
         if not self.started:
             os._exit(0)
         self.should_exit = True
 
-    def send_clients_elsewhere(self) -> None:
-        """Close each connection with its next answer, which says so; accept new ones still."""
+    def close_connections_after_response(self) -> None:
+        """Send `Connection: close` with every response; still accept new connections."""
         if CLOSE in self.config.encoded_headers:
             return
-        # uvicorn makes the second out of the first each second.
+        # uvicorn rebuilds default_headers from encoded_headers each second. Set both, so that
+        # the header is sent at once.
         self.config.encoded_headers.append(CLOSE)
         self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain: answers say that the connection closes, and it does."""
-        self.send_clients_elsewhere()
+        """Drain: give each open connection time for a last request, then close it."""
+        self.close_connections_after_response()
         deadline = time.monotonic() + min(_LAST_REQUESTS_SECONDS, self.drain_seconds / 10)
         while self.server_state.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(_POLL_SECONDS)
         await super().shutdown(sockets)
 
 
-def _give_back_row(master: Master, worker: Worker) -> None:
-    master.give_back_row(worker.pid)
+def _release_slot(master: Master, worker: Worker) -> None:
+    master.release_slot(worker.pid)
 
 
 def _url(host: str, port: int) -> str:

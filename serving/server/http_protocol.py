@@ -1,11 +1,20 @@
-"""uvicorn's HTTP/1.1 protocol with what it lacks: limits, one form of errors, a whole drain.
+"""uvicorn's HTTP/1.1 protocol with a fast path, a limit for heads, and JSON errors.
 
-And with a short way for the hot path: a request that came whole is handed to its endpoint at
-once, and its answer is written at once. Whatever else there is to HTTP stays uvicorn's, and so
-does a request that comes in pieces: then an ASGI task waits for the rest of it.
+Fast path: if a prediction request is complete in the received data, its endpoint is called
+directly and the response is written directly. This saves a task, two ASGI messages, and a loop
+over the response headers: a third of the cost of a request (`make bench SCENARIOS=micro`). All
+other requests are handled by uvicorn through ASGI, also a prediction whose body arrives later.
 
-The short way saves a task, two ASGI messages, and a look at each header of the answer: a third
-of what a request costs (`make bench SCENARIOS=micro`).
+Private interface of uvicorn, checked with 0.54.0, because uvicorn offers no way to answer a
+request without a task:
+
+- STATUS_LINE: the status line of each status, as bytes.
+- HttpToolsProtocol: data_received, on_message_complete, send_400_response, shutdown,
+  _start_asgi_task, and _should_upgrade are overridden; _unset_keepalive_if_required is called;
+  app, cycle, flow.write_paused, headers, loop, parser, scope, tasks, transport, and url are used.
+- RequestResponseCycle: scope, body, more_body, default_headers, keep_alive, disconnected,
+  on_response, response_started, response_complete, and waiting_for_100_continue are used. The
+  protocol sends the response in its place, so the cycle has to be left as after a response.
 """
 
 import asyncio
@@ -23,8 +32,8 @@ from serving.http.endpoint import Endpoint, Exchange, error_body
 from serving.http.headers import CLOSE, JSON, REQUEST_ID, Headers, Pair
 
 _MAX_HEAD_BYTES = 1 << 16
-_CLOSES = Headers(CLOSE)
-_LAST = b"content-length: %d\r\n" + REQUEST_ID + b": %b\r\n\r\n"
+_CLOSE_HEADERS = Headers(CLOSE)
+_LAST_HEADERS = b"content-length: %d\r\n" + REQUEST_ID + b": %b\r\n\r\n"
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -32,10 +41,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     # Bytes received since the last packet in which a request ended.
     _request_bytes = 0
-    # A hot request whose head is there, until it is known whether its body came with it.
-    _begun: "DirectExchange | None" = None
-    # uvicorn makes new ones each second.
-    _default_headers: list[Pair] = []  # noqa: RUF012 - never changed
+    # A fast-path request whose head was parsed; the body may follow in the same packet.
+    _pending: "DirectExchange | None" = None
+    # uvicorn creates a new list each second; the encoded lines are reused in between.
+    _default_headers: list[Pair] = []  # noqa: RUF012 - replaced, never changed
     _default_lines = b""
 
     def data_received(self, data: bytes) -> None:
@@ -46,76 +55,82 @@ class HttpProtocol(HttpToolsProtocol):
             self._parse(data)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
-        if self._begun:
-            begun, self._begun = self._begun, None
-            super()._start_asgi_task(begun.cycle, self.app)
-        too_large = self._request_bytes > _MAX_HEAD_BYTES and self._reading_a_head()
+        if self._pending:
+            pending, self._pending = self._pending, None
+            super()._start_asgi_task(pending.cycle, self.app)
+        too_large = self._request_bytes > _MAX_HEAD_BYTES and self._is_reading_a_head()
         if too_large and not self.transport.is_closing():
-            self._refuse(431, f"head: expected at most {_MAX_HEAD_BYTES} bytes, got more")
+            self._reject(431, f"head: expected at most {_MAX_HEAD_BYTES} bytes, got more")
 
     def on_message_complete(self) -> None:
         """Handle a request on the fast path now that its body is complete."""
         super().on_message_complete()
-        # The rest of this packet is not counted: it may hold whole requests, too.
+        # The rest of this packet is not counted: it may contain complete requests, too.
         self._request_bytes = 0
-        if self._begun:
-            begun, self._begun = self._begun, None
-            self._take(begun)
+        if self._pending:
+            pending, self._pending = self._pending, None
+            self._handle(pending)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP in the form that all errors have."""
-        self._refuse(400, msg)
+        """Reject bytes that are not HTTP, with the JSON body that all errors have."""
+        self._reject(400, msg)
 
     def shutdown(self) -> None:
-        """Close the connection once the request that has begun, if any, is answered."""
-        if not self._reading_a_head():
+        """Close the connection, after the response if a request has begun."""
+        # uvicorn does not know of a request whose head is incomplete, and would close at once.
+        if not self._is_reading_a_head():
             super().shutdown()
 
-    def answer(
+    def send_response(
         self, exchange: "DirectExchange", status: int, headers: Headers, body: bytes
     ) -> None:
-        """Write a whole answer, and let the connection's next request begin."""
+        """Write a complete response, and let the next request of the connection start."""
         cycle = exchange.cycle
         self.tasks.discard(exchange)
-        on_response, cycle.on_response = cycle.on_response, _nothing  # no circle of references
+        # Replace the bound method: it refers to the protocol, the protocol to the cycle, and this
+        # circle would be freed only by the garbage collector.
+        on_response, cycle.on_response = cycle.on_response, _do_nothing
         if cycle.disconnected or self.transport.is_closing():
             return
         if self._default_headers is not cycle.default_headers:
             self._default_headers = cycle.default_headers
             self._default_lines = Headers(*cycle.default_headers).lines
         lines = self._default_lines
-        says_so = CLOSE in cycle.default_headers
-        if not cycle.keep_alive and not says_so:
-            lines += _CLOSES.lines
+        is_draining = CLOSE in cycle.default_headers
+        if not cycle.keep_alive and not is_draining:
+            lines += _CLOSE_HEADERS.lines
         cycle.response_started = cycle.response_complete = True
-        last = _LAST % (len(body), exchange.request_id)
+        last = _LAST_HEADERS % (len(body), exchange.request_id)
         self.transport.write(b"".join((STATUS_LINE[status], lines, headers.lines, last, body)))
-        if says_so or not cycle.keep_alive:
+        if is_draining or not cycle.keep_alive:
             self.transport.close()
         on_response()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        # An answer that was written at once has set the timer for what comes after this request.
+        """Take the fast path if the request may; uvicorn calls this for every request."""
+        # A response that was written directly has started the keep-alive timer. It must not end
+        # the connection during this request.
         self._unset_keepalive_if_required()
-        endpoint = self.app.hot(cycle.scope) if cycle.scope["method"] == "POST" else None
+        endpoint = self.app.fast_path(cycle.scope) if cycle.scope["method"] == "POST" else None
         if endpoint is None or cycle.waiting_for_100_continue or self.flow.write_paused:
             super()._start_asgi_task(cycle, app)
             return
-        # Now: what a chunked body has behind it are no headers.
+        # Copy the headers now: trailers of a chunked body would be appended to the same list.
         exchange = DirectExchange(self, cycle, endpoint)
         if cycle.more_body:
-            self._begun = exchange
+            self._pending = exchange
         else:
-            # It waited behind another one, whose answer is being written: not in the midst of that.
-            self.loop.call_soon(self._take, exchange)
+            # A pipelined request, started from within the response to the one before. Handled in
+            # the next turn of the event loop: many of them would exhaust the stack otherwise.
+            self.loop.call_soon(self._handle, exchange)
 
-    def _take(self, exchange: "DirectExchange") -> None:
-        # A drain waits for them all, and cancels at last those that are left.
-        self.tasks.add(exchange)  # type: ignore[arg-type] # no task, but it can be cancelled
-        exchange.take()
+    def _handle(self, exchange: "DirectExchange") -> None:
+        # A drain waits until `tasks` is empty, and finally cancels the rest.
+        self.tasks.add(exchange)  # type: ignore[arg-type] # not a task, but it has cancel()
+        exchange.handle()
 
-    def _reading_a_head(self) -> bool:
-        # on_message_begin makes the scope, on_headers_complete gives it its method.
+    def _is_reading_a_head(self) -> bool:
+        # uvicorn creates the scope in on_message_begin and adds the method in on_headers_complete.
         return self.scope is not None and "method" not in self.scope
 
     def _should_upgrade(self) -> bool:
@@ -129,6 +144,9 @@ class HttpProtocol(HttpToolsProtocol):
         A server may ignore Upgrade, and then responds as usual (RFC 9110, 7.8). httptools always
         stops after the head and treats the body as another protocol. So the head is parsed again
         without Upgrade, and the body after it.
+
+        Private interface of httptools, checked with 0.9.0: the argument of HttpParserUpgrade is
+        the offset of the first byte after the head.
         """
         while True:
             try:
@@ -138,7 +156,7 @@ class HttpProtocol(HttpToolsProtocol):
             else:
                 return
             if self.scope["method"] == "CONNECT":
-                self._refuse(400, "method: expected GET or POST, got CONNECT")
+                self._reject(400, "method: expected GET or POST, got CONNECT")
                 return
             self._parse_head_without_upgrade()
             # A view: with a copy, many small requests in one packet would cost quadratic time.
@@ -150,11 +168,11 @@ class HttpProtocol(HttpToolsProtocol):
         lines += [b"%b: %b" % pair for pair in self.headers if pair[0] != b"upgrade"]
         # The old parser ignores all further data if the head has `Connection: close`.
         self.parser = httptools.HttpRequestParser(self)
-        # As in uvicorn's __init__.
+        # As in the __init__ of uvicorn's HttpToolsProtocol.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _reject(self, status: int, message: str) -> None:
         body = error_body(message)
         head = Headers(JSON, (b"content-length", b"%d" % len(body)), CLOSE)
         self.transport.write(STATUS_LINE[status] + head.lines + b"\r\n" + body)
@@ -162,7 +180,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class DirectExchange(Exchange):
-    """An exchange that is answered on its connection."""
+    """A request on the fast path: its response is written to its connection directly."""
 
     __slots__ = ("_endpoint", "_protocol", "cycle")
 
@@ -174,22 +192,22 @@ class DirectExchange(Exchange):
         self._protocol = protocol
         self._endpoint = endpoint
 
-    def take(self) -> None:
-        """Have the endpoint answer, the body being there."""
+    def handle(self) -> None:
+        """Let the endpoint answer the request, whose body is complete."""
         self.body = bytes(self.cycle.body)
-        # A connection that is idle keeps its last cycle.
+        # An idle connection keeps its last cycle, and would keep the body in memory.
         self.cycle.body = bytearray()
         self._endpoint.take(self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
-        """Write the answer."""
-        self._protocol.answer(self, status, headers, body)
+        """Write the response."""
+        self._protocol.send_response(self, status, headers, body)
 
-    def cancel(self, msg: str | None = None) -> None:  # noqa: ARG002 - as a task has it
-        """Answer soon that there will be no answer."""
-        stopped = asyncio.CancelledError()
-        self._protocol.loop.call_soon(self._endpoint.refuse, self, stopped)
+    def cancel(self, msg: str | None = None) -> None:  # noqa: ARG002 - the signature of a task
+        """Answer with an error in the next turn of the event loop; uvicorn cancels its tasks."""
+        error = asyncio.CancelledError()
+        self._protocol.loop.call_soon(self._endpoint.refuse, self, error)
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Do nothing."""

@@ -1,6 +1,6 @@
-"""From an environment to a running server: what both `python -m` commands do, in order.
+"""Start a server from its settings in the environment: the main function of both modes.
 
-Settings are read before anything slow is imported, so that a wrong one is said at once.
+Settings are read before anything slow is imported, so that a wrong one is reported at once.
 """
 
 import sys
@@ -19,17 +19,17 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def run(settings_type: type[AnySettings], find: Callable[[AnySettings], ModelSource]) -> int:
-    """Serve the artifact that find() finds, until TERM.
+    """Serve a model until TERM and return the exit status.
 
-    find: begins, and returns a source that waits; imports go on meanwhile.
-    Returns the exit status. What an operator can mend is said in one message with every
-    mistake, without a traceback.
+    find: returns the source of the model. It may start a download and return before the end of
+    it, so that the imports below run at the same time. Problems that an operator can fix are
+    printed in one message, without a traceback.
     """
     try:
         settings = settings_type.from_environment()
         logs.configure(settings.log_level)
         source = find(settings)
-        from serving.server.gunicorn import serve  # noqa: PLC0415 - takes a second; see above
+        from serving.server.gunicorn import serve  # noqa: PLC0415 - takes most of the start
 
         return serve(settings, source)
     except (StartupError, StoreError, ContractMismatch) as error:

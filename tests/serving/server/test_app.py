@@ -24,7 +24,7 @@ from serving.inference.model import Model
 from serving.logs import JsonFormatter
 from serving.metrics.counters import Counters
 from serving.metrics.metrics import Metrics
-from serving.server.app import DOCUMENTED, App, create_app
+from serving.server.app import FASTAPI_PATHS, App, create_app
 from serving.workers.model_source import ServedVersion
 from tests.servers import ROWS, Start
 from training.import_onnx import make_contract
@@ -88,7 +88,7 @@ def test_a_worker_opens_what_is_current_by_its_own_contract(store: Path, tmp_pat
     contract = read_contract(second)
     (second / "contract.json").write_text(contract.model_copy(update={"version": "2"}).to_json())
     app = app_of(store / "iris" / "1")
-    app.current.set(ServedVersion("2", str(second)))
+    app.served_version.set(ServedVersion("2", str(second)))
 
     async def ask() -> httpx.Response:
         async with app.running(), client_of(app) as client:
@@ -206,14 +206,14 @@ def test_what_could_not_be_made_is_made_by_the_next_request(
 ) -> None:
     """Too little memory for a moment must not last."""
     app = app_of(store / "iris" / "1")
-    make, failures = App._document, [MemoryError()]  # noqa: SLF001 - it cannot fail otherwise
+    make, failures = App._create_fastapi_app, [MemoryError()]  # noqa: SLF001 - it cannot fail otherwise
 
     def fail_once(self: App) -> ASGIApp:
         if failures:
             raise failures.pop()
         return make(self)
 
-    monkeypatch.setattr(App, "_document", fail_once)
+    monkeypatch.setattr(App, "_create_fastapi_app", fail_once)
 
     async def ask_twice() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -238,4 +238,4 @@ def test_every_path_of_fastapi_is_counted_under_its_name() -> None:
     ]  # fmt: skip
     found = [route for router in routers for route in router.routes if isinstance(route, Route)]
 
-    assert {"/openapi.json", *(route.path for route in found)} == set(DOCUMENTED)
+    assert {"/openapi.json", *(route.path for route in found)} == set(FASTAPI_PATHS)
