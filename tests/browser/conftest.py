@@ -1,4 +1,4 @@
-"""A real Chromium without a window, and one page in it for each test."""
+"""Fixtures: a headless Chromium, and a fresh page in it for each test."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.fakes import unavailable
 
-# The sandbox needs rights that containers seldom have, and it opens nothing but our own pages.
-# The rest is what it would do on its own: ask its maker for news, warm up what is never used.
+# Chromium's sandbox needs privileges that containers seldom have, and the tests open only pages of
+# this project. The other arguments switch off background work, for example update checks.
 _ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-_PATIENCE_MILLISECONDS = 10_000
+_TIMEOUT_MILLISECONDS = 10_000
 
 
-# Not for the session: as long as it is there, this thread has an event loop, and tests that
-# call asyncio.run() could not.
+# Not session-scoped: while playwright runs, this thread has a running event loop, so tests of other
+# modules could not call asyncio.run().
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium with a fresh profile."""
+    """Start Chromium with a fresh profile."""
     program = shutil.which("chromium")
     if program is None:
         unavailable("needs chromium: apt-get install chromium")
@@ -33,12 +33,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """An empty page that remembers nothing; what its scripts throw fails the test."""
-    thrown: list[str] = []
+    """Open an empty page in a fresh context. An exception in a script fails the test."""
+    errors: list[str] = []
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(_PATIENCE_MILLISECONDS)
+    context.set_default_timeout(_TIMEOUT_MILLISECONDS)
     page = context.new_page()
-    page.on("pageerror", lambda error: thrown.append(str(error)))
+    page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     context.close()
-    assert thrown == []
+    assert errors == []

@@ -1,8 +1,9 @@
-// Every text on the page whose contrast with what is behind it is less than WCAG's AA asks,
-// 4.5 to 1 (3 to 1 for large text). Colours are drawn to learn what they come to.
+// Return every text on the page whose contrast with its background is below level AA of WCAG:
+// 4.5 to 1, or 3 to 1 for large text. Colours are drawn on a canvas, because they may be
+// transparent or relative to other colours.
 () => {
   const pixel = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const drawn = (colours) => {
+  const draw = (colours) => {
     pixel.clearRect(0, 0, 1, 1);
     for (const colour of colours) {
       pixel.fillStyle = colour;
@@ -17,12 +18,12 @@
   };
   const ancestors = (element) => (element ? [...ancestors(element.parentElement), element] : []);
   const contrast = (element) => {
-    const behind = ancestors(element).map((one) => getComputedStyle(one).backgroundColor);
-    const [dark, light] = [behind, [...behind, getComputedStyle(element).color]]
-      .map((colours) => luminance(drawn(colours))).sort((one, other) => one - other);
+    const backgrounds = ancestors(element).map((parent) => getComputedStyle(parent).backgroundColor);
+    const [dark, light] = [backgrounds, [...backgrounds, getComputedStyle(element).color]]
+      .map((colours) => luminance(draw(colours))).sort((left, right) => left - right);
     return (light + 0.05) / (dark + 0.05);
   };
-  const enough = ({ fontSize, fontWeight }) => {
+  const required = ({ fontSize, fontWeight }) => {
     const size = parseFloat(fontSize);
     return size >= 24 || (size >= 18.66 && Number(fontWeight) >= 700) ? 3 : 4.5;
   };
@@ -32,6 +33,6 @@
     .filter((element) => hasText(element) && element.checkVisibility());
   if (texts.length < 10) return ["expected more text on the page"];
   return texts
-    .filter((element) => contrast(element) < enough(getComputedStyle(element)))
+    .filter((element) => contrast(element) < required(getComputedStyle(element)))
     .map((element) => `${element.tagName} ${element.textContent.trim()}: ${contrast(element).toFixed(2)}`);
 }

@@ -1,4 +1,4 @@
-"""The page at / as a person has it: in a real browser, of real servers in both modes."""
+"""The page at /, in a real browser, served by real servers in both modes."""
 
 import json
 import re
@@ -20,20 +20,20 @@ from training.import_onnx import make_contract
 pytestmark = pytest.mark.xdist_group("browser")
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-LOOK_MILLISECONDS = 5000
+POLL_MILLISECONDS = 5000
 Running = dict[str, ServerProcess]
 
 
 def values_of(page: Page) -> list[str]:
-    """What stands in the fields."""
+    """Return the values in the form."""
     return [field.input_value() for field in page.locator("#fields input").all()]
 
 
 def predicted(page: Page) -> list[float]:
-    """The values of the prediction that is shown, in its order."""
-    shown = page.locator("#prediction data")
-    shown.first.wait_for(state="attached")
-    return [float(str(one.get_attribute("value"))) for one in shown.all()]
+    """Return the values of the prediction in the order of the page."""
+    values = page.locator("#prediction data")
+    values.first.wait_for(state="attached")
+    return [float(str(value.get_attribute("value"))) for value in values.all()]
 
 
 def replace_by_keyboard(page: Page, text: str) -> None:
@@ -42,11 +42,13 @@ def replace_by_keyboard(page: Page, text: str) -> None:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_the_form_predicts_what_the_server_does(page: Page, running: Running, dataset: str) -> None:
-    """Fields made of the contract, the sample in them, one changed, Enter."""
+def test_form_shows_the_same_prediction_as_the_api(
+    page: Page, running: Running, dataset: str
+) -> None:
+    """The fields come from the contract and start with its sample. Enter sends the request."""
     url = running[dataset].url
-    about = httpx.get(f"{url}/metadata").json()
-    features, (row,) = about["inputs"][0]["features"], about["data_sample"]
+    metadata = get_metadata(url)
+    features, (row,) = metadata["inputs"][0]["features"], metadata["data_sample"]
     page.goto(url)
     field = page.get_by_label(features[2]["name"])
     expect(field).to_have_value(f"{row[2]:g}")
@@ -58,7 +60,7 @@ def test_the_form_predicts_what_the_server_does(page: Page, running: Running, da
 
     row[2] = 3.25
     expected = httpx.post(f"{url}/predict", json={"data": [row]}).json()["prediction"][0]
-    labels = about["outputs"][0]["labels"]
+    labels = metadata["outputs"][0]["labels"]
     if labels:
         expected, labels = zip(
             *sorted(zip(expected, labels, strict=True), reverse=True), strict=True
@@ -70,43 +72,45 @@ def test_the_form_predicts_what_the_server_does(page: Page, running: Running, da
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_the_page_says_what_the_model_is(page: Page, running: Running, dataset: str) -> None:
-    about = httpx.get(f"{running[dataset].url}/metadata").json()
+def test_page_describes_the_model(page: Page, running: Running, dataset: str) -> None:
+    metadata = get_metadata(running[dataset].url)
 
     page.goto(running[dataset].url)
 
     expect(page.get_by_role("heading", level=1)).to_have_text(dataset)
     expect(page.locator("header")).to_contain_text("version 1")
-    expect(page.locator("header")).to_contain_text(about["purpose"])
+    expect(page.locator("header")).to_contain_text(metadata["purpose"])
     expect(page.locator("#health")).to_have_text("Ready")
-    expect(page.locator("#about")).to_contain_text(about["sha256"])
-    expect(page.locator("#about")).to_contain_text(about["owner"])
-    for feature in about["inputs"][0]["features"]:
+    expect(page.locator("#about")).to_contain_text(metadata["sha256"])
+    expect(page.locator("#about")).to_contain_text(metadata["owner"])
+    for feature in metadata["inputs"][0]["features"]:
         (field,) = page.get_by_label(feature["name"], exact=False).all()[:1]
         expect(field).to_have_accessible_description(
             f"{feature['minimum']:g} to {feature['maximum']:g} in training"
         )
 
 
-def test_all_is_reached_by_keyboard_and_seen_where_it_is(page: Page, running: Running) -> None:
+def test_every_control_is_reachable_by_keyboard_with_visible_focus(
+    page: Page, running: Running
+) -> None:
     page.goto(running["iris"].url)
     page.locator("#fields input").first.wait_for()
     reached = []
     for _ in range(9):
         page.keyboard.press("Tab")
         focused = page.locator(":focus")
-        assert focused.evaluate("(one) => getComputedStyle(one).outlineStyle") == "solid"
-        name = focused.evaluate("(one) => (one.labels?.[0] ?? one).textContent")
+        assert focused.evaluate("(element) => getComputedStyle(element).outlineStyle") == "solid"
+        name = focused.evaluate("(element) => (element.labels?.[0] ?? element).textContent")
         reached.append(" ".join(name.split()))
 
     assert reached == [
         *("API documentation", "sepal length cm", "sepal width cm", "petal length cm"),
-        *("petal width cm", "Predict", "Back to the sample", page.locator("#curl").inner_text()),
+        *("petal width cm", "Predict", "Reset to sample", page.locator("#curl").inner_text()),
         "Copy",
     ]
 
 
-def test_a_value_that_training_never_saw_is_marked_and_allowed(
+def test_value_outside_the_training_range_is_marked_and_allowed(
     page: Page, running: Running
 ) -> None:
     page.goto(running["iris"].url)
@@ -115,16 +119,16 @@ def test_a_value_that_training_never_saw_is_marked_and_allowed(
     field.fill("7")
     field.press("Enter")
 
-    expect(field).to_have_accessible_description("training saw only 0.1 to 2.5")
-    expect(page.locator("#outside")).to_have_text("Outside what training saw: petal width")
+    expect(field).to_have_accessible_description("outside 0.1 to 2.5, the range in training")
+    expect(page.locator("#outside")).to_have_text("Outside the range in training: petal width")
     assert sum(predicted(page)) == pytest.approx(1)
-    page.get_by_role("button", name="Back to the sample").click()
+    page.get_by_role("button", name="Reset to sample").click()
     expect(field).to_have_value("0.2")
     expect(page.locator("#outside")).to_be_hidden()
-    expect(page.locator("#prediction")).to_contain_text("not of the values")
+    expect(page.locator("#prediction")).to_contain_text("the form has changed since")
 
 
-def test_the_servers_error_is_shown_at_its_field(page: Page, running: Running) -> None:
+def test_error_of_the_server_marks_the_field_that_caused_it(page: Page, running: Running) -> None:
     url = running["iris"].url
     body = '{"data": [[5.1, 1e39, 1.5, 0.2]]}'
     error = httpx.post(f"{url}/predict", content=body).json()["error"]
@@ -142,22 +146,22 @@ def test_the_servers_error_is_shown_at_its_field(page: Page, running: Running) -
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_server_that_is_gone_is_said(page: Page, server: Start) -> None:
-    one = server().wait_until_ready()
+def test_page_reports_a_server_that_stopped(page: Page, server: Start) -> None:
+    process = server().wait_until_ready()
     page.clock.install()
-    page.goto(one.url)
+    page.goto(process.url)
     expect(page.locator("#health")).to_have_text("Ready")
 
-    one.stop()
+    process.stop()
     page.get_by_label("sepal width").press("Enter")
-    page.clock.run_for(LOOK_MILLISECONDS)
+    page.clock.run_for(POLL_MILLISECONDS)
 
-    expect(page.get_by_role("alert")).to_have_text("The server does not answer.")
+    expect(page.get_by_role("alert")).to_have_text("The server does not respond.")
     expect(page.locator("#health")).to_have_text("Not ready")
-    expect(page.locator("#trouble")).to_contain_text("The server does not answer.")
+    expect(page.locator("#problem")).to_contain_text("The server does not respond.")
 
 
-def test_a_model_of_several_inputs_is_asked_in_the_protocol(
+def test_model_with_several_inputs_gets_a_json_form(
     page: Page, server: Start, own_store: Path
 ) -> None:
     url = server(own_store / "pairs" / "1").wait_until_ready().url
@@ -171,9 +175,9 @@ def test_a_model_of_several_inputs_is_asked_in_the_protocol(
     field.fill(json.dumps(body))
     field.press("Control+Enter")
 
-    shown = page.locator("#prediction pre")
-    expect(shown).to_contain_text("from the page")
-    assert json.loads(str(shown.text_content())) == (
+    response = page.locator("#prediction pre")
+    expect(response).to_contain_text("from the page")
+    assert json.loads(str(response.text_content())) == (
         httpx.post(f"{url}/v2/models/pairs/infer", json=body).json()
     )
     field.fill("{")
@@ -181,19 +185,19 @@ def test_a_model_of_several_inputs_is_asked_in_the_protocol(
     expect(page.get_by_role("alert")).to_contain_text("body: ")
 
 
-def answer_of_the_command(page: Page) -> Any:
-    """What the command answers that the page shows, run by a shell."""
+def run_shown_command(page: Page) -> Any:
+    """Run the curl command that the page shows in a shell, and return its JSON output."""
     command = str(page.locator("#curl").text_content())
-    ran = subprocess.run(["bash", "-c", command], capture_output=True, check=True, text=True)
-    return json.loads(ran.stdout)
+    completed = subprocess.run(["bash", "-c", command], capture_output=True, check=True, text=True)
+    return json.loads(completed.stdout)
 
 
-def test_the_command_shown_asks_the_same(page: Page, running: Running) -> None:
+def test_shown_curl_command_sends_the_same_request(page: Page, running: Running) -> None:
     page.goto(running["iris"].url)
     page.get_by_label("petal length").fill("4.75")
     page.keyboard.press("Enter")
 
-    (row,) = answer_of_the_command(page)["prediction"]
+    (row,) = run_shown_command(page)["prediction"]
 
     assert sorted(row, reverse=True) == predicted(page)
     page.get_by_role("button", name="Copy").click()
@@ -202,10 +206,10 @@ def test_the_command_shown_asks_the_same(page: Page, running: Running) -> None:
     assert copied == page.locator("#curl").text_content()
 
 
-def test_the_command_shown_leaves_nothing_to_the_shell(
+def test_shown_curl_command_is_quoted_for_the_shell(
     page: Page, server: Start, own_store: Path, tmp_path: Path
 ) -> None:
-    """Nor to curl, to which what begins with @ may be the name of a file."""
+    """It is also safe from curl itself, which can read a body that begins with @ from a file."""
     page.goto(server(own_store / "words" / "1").wait_until_ready().url)
     field = page.get_by_label("Request in the Open Inference Protocol")
     expect(field).to_have_value(re.compile('"text"'))
@@ -215,30 +219,30 @@ def test_the_command_shown_leaves_nothing_to_the_shell(
 
     field.fill(json.dumps(body))
 
-    assert answer_of_the_command(page)["outputs"][0]["data"] == words
+    assert run_shown_command(page)["outputs"][0]["data"] == words
     (tmp_path / "request").write_text(json.dumps(body))
     field.fill(f"@{tmp_path / 'request'}")
-    assert "error" in answer_of_the_command(page)
+    assert "error" in run_shown_command(page)
 
 
-def test_nothing_is_asked_of_anybody_else(page: Page, running: Running) -> None:
-    """And nothing that the page does is against the policy that it came with."""
-    url, asked, said = running["digits"].url, [], []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
+def test_page_sends_requests_only_to_its_own_server(page: Page, running: Running) -> None:
+    """Nothing on the page violates its content security policy, which would be on the console."""
+    url, requests, messages = running["digits"].url, [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
 
     policy = page.goto(url).headers["content-security-policy"]  # type: ignore[union-attr]
     page.get_by_label("pixel_0_0").press("Enter")
     predicted(page)
 
     assert policy.startswith("default-src 'self';")
-    assert {request.removeprefix(url) for request in asked} >= {"/", "/page/page.js", "/predict"}
-    assert [request for request in asked if not request.startswith(f"{url}/")] == []
-    assert said == []
+    assert {request.removeprefix(url) for request in requests} >= {"/", "/page/page.js", "/predict"}
+    assert [request for request in requests if not request.startswith(f"{url}/")] == []
+    assert messages == []
 
 
-def test_the_words_of_a_contract_are_text(page: Page, artifact: Path, server: Start) -> None:
-    """Somebody else wrote them."""
+def test_markup_in_a_contract_is_shown_as_text(page: Page, artifact: Path, server: Start) -> None:
+    """A contract may come from an untrusted author."""
     hostile = "<img src=x onerror=\"document.title='taken'\">"
     contract = read_contract(artifact)
     fields = contract.model_dump(mode="json")
@@ -253,25 +257,25 @@ def test_the_words_of_a_contract_are_text(page: Page, artifact: Path, server: St
     assert len(predicted(page)) == 3
     expect(page.locator("#purpose")).to_have_text(hostile)
     assert page.locator("#fields label").first.text_content() == f"{hostile} {hostile}"
-    shown = page.locator('#prediction [data-of="label"]').all_text_contents()
-    assert sorted(shown) == sorted(fields["outputs"][0]["labels"])
+    labels = page.locator('#prediction [data-of="label"]').all_text_contents()
+    assert sorted(labels) == sorted(fields["outputs"][0]["labels"])
     assert page.locator("img, b").count() == 0
     assert page.title() == "iris 1"
 
 
-def test_what_is_no_number_is_said(page: Page, tmp_path: Path) -> None:
-    """Scores are no percentages, and features without names have a number."""
+def test_nan_is_shown_as_not_a_number(page: Page, tmp_path: Path) -> None:
+    """Scores are not shown as percentages, and features without names are numbered."""
     save(
         tmp_path / "logarithms.onnx",
         [("x", FLOAT, ["N", 3])],
         [("y", FLOAT, ["N", 3])],
         [("Log", ["x"], ["y"])],
     )
-    made = make_contract(
+    artifact = make_contract(
         onnx_file=tmp_path / "logarithms.onnx", name="logarithms", version="1",
         store=tmp_path / "store", purpose="a test", labels="a,b,c",
     )  # fmt: skip
-    with start("model_in_image", made) as server:
+    with start("model_in_image", artifact) as server:
         page.goto(server.wait_until_ready().url)
         for index, value in enumerate(("-1", "2", "8")):
             page.get_by_label(f"x[{index}]").fill(value)
@@ -281,10 +285,10 @@ def test_what_is_no_number_is_said(page: Page, tmp_path: Path) -> None:
         expect(bars).to_have_text([r"c 2.07944", r"b 0.693147", r"a not a number"])
 
 
-def test_another_version_and_what_is_wrong_are_seen_without_loading_the_page_again(
+def test_page_shows_a_new_version_and_a_failed_reload_without_being_reloaded(
     page: Page, two_csv_versions: Path, tmp_path: Path
 ) -> None:
-    """Of a server that follows an alias."""
+    """The server polls an alias."""
     store = Path(shutil.copytree(two_csv_versions, tmp_path / "store"))
     alias = store / "flowers" / "aliases" / "stable"
     alias.parent.mkdir()
@@ -299,30 +303,30 @@ def test_another_version_and_what_is_wrong_are_seen_without_loading_the_page_aga
         expect(page.locator("#prediction")).to_contain_text("by flowers, version 1")
 
         alias.write_text("2")
-        wait_until(lambda: metadata(url)["version"] == "2")
-        page.clock.run_for(LOOK_MILLISECONDS)
+        wait_until(lambda: get_metadata(url)["version"] == "2")
+        page.clock.run_for(POLL_MILLISECONDS)
         expect(page.locator("#version")).to_have_text("version 2")
         expect(field).to_have_value("6")
-        expect(page.locator("#prediction")).to_contain_text(
-            "not of the values that are in the form"
-        )
+        expect(page.locator("#prediction")).to_contain_text("the form has changed since")
 
         alias.write_text("3")
-        wait_until(lambda: metadata(url)["degraded"] is not None)
-        why = metadata(url)["degraded"]
-        page.clock.run_for(LOOK_MILLISECONDS)
+        wait_until(lambda: get_metadata(url)["degraded"] is not None)
+        reason = get_metadata(url)["degraded"]
+        page.clock.run_for(POLL_MILLISECONDS)
         expect(page.locator("#health")).to_have_text("Degraded")
-        expect(page.locator("#trouble")).to_have_text(f"Still version 2: {why}")
+        expect(page.locator("#problem")).to_have_text(f"Still serving version 2: {reason}")
 
 
-def metadata(url: str) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.get(f"{url}/metadata").json()
-    return answer
+def get_metadata(url: str) -> dict[str, Any]:
+    metadata: dict[str, Any] = httpx.get(f"{url}/metadata").json()
+    return metadata
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_all_can_be_read(page: Page, running: Running, dataset: str) -> None:
-    """On a phone and a desk, by day and by night: the contrast of WCAG's AA, no way sideways."""
+def test_page_is_readable_on_narrow_and_wide_screens(
+    page: Page, running: Running, dataset: str
+) -> None:
+    """Also in light and dark mode: contrast of WCAG's level AA, and no horizontal scrolling."""
     page.goto(running[dataset].url)
     field = page.locator("#fields input").nth(1)
     field.fill("1000")

@@ -1,17 +1,17 @@
-// The request as a command for a POSIX shell.
+// Show the request as a curl command for a POSIX shell.
 
 import { byId } from "./template.js";
 
 const COPIED_SECONDS = 3;
 
-// Not -d, to which a body that begins with @ is the name of a file.
+// --data-raw, because -d reads a file if the body begins with @.
 export function showCurl({ path, body }) {
   const url = new URL(path, document.baseURI).href;
-  byId("curl").textContent = `curl --data-raw ${quoted(body())} ${quoted(url)}`;
+  byId("curl").textContent = `curl --data-raw ${quote(body())} ${quote(url)}`;
 }
 
-// Between single quotes a shell reads nothing but the next one.
-function quoted(text) {
+// Between single quotes, only the single quote is special to a shell.
+function quote(text) {
   return /^[\w.:/-]+$/.test(text) ? text : `'${text.replaceAll("'", String.raw`'\''`)}'`;
 }
 
@@ -19,7 +19,7 @@ export async function copyCurl() {
   try {
     await navigator.clipboard.writeText(byId("curl").textContent);
   } catch {
-    // Without https a browser has that for this machine's own pages only.
+    // Over plain HTTP, browsers offer the clipboard API only for pages of localhost.
     getSelection().selectAllChildren(byId("curl"));
     document.execCommand("copy");
   }

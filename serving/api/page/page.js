@@ -1,92 +1,95 @@
-// The page at /: a form made of what the server says of its model, and the answer to it.
+// The page at /: a form for the inputs of the served model, and the prediction for them.
 //
-// What is shown comes from a contract that somebody else wrote, so it only ever becomes text,
-// never markup.
+// All texts come from the contract, which may have been written by anybody. So the page inserts
+// them as text and never as markup.
 
-import { clearAnswer, markStale, showAnswer, showError } from "./answer.js";
 import { copyCurl, showCurl } from "./curl.js";
 import { describeFields, makeForm, markRanges } from "./form.js";
 import { factsOf, tensorsOf } from "./model.js";
-import { answerTo, responseTo } from "./server.js";
+import { clearResult, markStale, showError, showPrediction } from "./result.js";
+import { fetchResponse, fetchText } from "./server.js";
 import { byId, copyOf } from "./template.js";
 
-const LOOK_SECONDS = 5;
-const PATIENCE_SECONDS = 10;
+const POLL_SECONDS = 5;
+const TIMEOUT_SECONDS = 10;
 
-// What /metadata said last, and how such a model is asked.
+// The last response of /metadata, and the request that the form makes: { path, body() }.
 let model = null;
 let request = null;
-// Counts what was asked: only the answer to the last request is shown.
-let asked = 0;
-let nextLook = 0;
+// The number of requests so far. Only the response to the last request is shown.
+let requests = 0;
+let pollTimer = 0;
 
 async function predict(event) {
   event.preventDefault();
-  const number = ++asked;
-  const isLast = () => number === asked;
+  const number = ++requests;
+  const isLast = () => number === requests;
   try {
     const { path, body } = request;
-    const { text, headers } = await answerTo(path, { method: "POST", body: body() });
-    if (isLast()) showAnswer(model, text, headers);
+    const { text, headers } = await fetchText(path, { method: "POST", body: body() });
+    if (isLast()) showPrediction(model, text, headers);
   } catch (error) {
     if (isLast()) showError(error.message);
   }
 }
 
-function changed() {
+function onChange() {
   markRanges();
   markStale();
   showCurl(request);
 }
 
-// ---- What is served, and whether it is: looked at again and again
+// ---- Polling: which model is served, and whether the server is ready
 
-async function look() {
-  clearTimeout(nextLook);
-  if (document.hidden) return; // until it is seen again
+async function poll() {
+  clearTimeout(pollTimer);
+  if (document.hidden) return; // visibilitychange resumes polling
   await showHealth();
-  clearTimeout(nextLook);
-  nextLook = setTimeout(look, LOOK_SECONDS * 1000);
+  clearTimeout(pollTimer); // another poll may have started meanwhile
+  pollTimer = setTimeout(poll, POLL_SECONDS * 1000);
 }
 
 async function showHealth() {
-  const within = { signal: AbortSignal.timeout(PATIENCE_SECONDS * 1000) };
+  const timeout = { signal: AbortSignal.timeout(TIMEOUT_SECONDS * 1000) };
   try {
-    const ready = await responseTo("v2/health/ready", within);
-    const about = JSON.parse((await answerTo("metadata", within)).text);
-    if (about.sha256 !== model?.sha256 || about.version !== model.version) serve(about);
-    if (about.degraded) showState("degraded", "Degraded", `Still version ${about.version}: ${about.degraded}`);
-    else if (ready.ok) showState("right", "Ready");
+    const ready = await fetchResponse("v2/health/ready", timeout);
+    const metadata = JSON.parse((await fetchText("metadata", timeout)).text);
+    const isOther = metadata.sha256 !== model?.sha256 || metadata.version !== model.version;
+    if (isOther) showModel(metadata);
+    if (metadata.degraded) {
+      showState("degraded", "Degraded",
+        `Still serving version ${metadata.version}: ${metadata.degraded}`);
+    } else if (ready.ok) showState("right", "Ready");
     else showState("wrong", "Not ready");
   } catch (error) {
-    showState("wrong", "Not ready", `${error.message} Asking again every ${LOOK_SECONDS} seconds.`);
+    showState("wrong", "Not ready", `${error.message} Trying again every ${POLL_SECONDS} seconds.`);
   }
 }
 
-function showState(kind, word, why = "") {
+function showState(kind, word, reason = "") {
   const health = byId("health");
-  const trouble = byId("trouble");
-  // Said again, it would be read out again.
-  if (health.textContent === word && trouble.textContent === why) return;
+  const problem = byId("problem");
+  // A screen reader announces every change of these elements, also to the same text.
+  if (health.textContent === word && problem.textContent === reason) return;
   health.textContent = word;
   health.className = `state ${kind}`;
-  trouble.textContent = why;
-  trouble.className = `notice ${kind}`;
-  trouble.hidden = !why;
+  problem.textContent = reason;
+  problem.className = `notice ${kind}`;
+  problem.hidden = !reason;
 }
 
-// Another version leaves what was typed as it is, and the cursor where it is.
-function serve(about) {
-  const isSame = model !== null && tensorsOf(model) === tensorsOf(about);
-  model = about;
+// A new version with the same tensors keeps the form: typed values and the cursor stay.
+function showModel(metadata) {
+  const hasSameForm = model !== null && tensorsOf(model) === tensorsOf(metadata);
+  model = metadata;
   showAbout();
-  if (isSame) {
+  if (hasSameForm) {
     describeFields(model);
   } else {
-    request = makeForm(model, changed);
-    clearAnswer();
+    request = makeForm(model, onChange);
+    clearResult();
   }
-  changed();
+  onChange();
 }
 
 function showAbout() {
@@ -94,21 +97,21 @@ function showAbout() {
   byId("name").textContent = model.name;
   byId("version").textContent = `version ${model.version}`;
   byId("purpose").textContent = model.purpose;
-  byId("about").replaceChildren(...factsOf(model).map(fact));
+  byId("about").replaceChildren(...factsOf(model).map(makeFact));
   byId("main").hidden = false;
 }
 
-function fact([name, value]) {
-  const made = copyOf("fact");
-  made.querySelector("dt").textContent = name;
-  made.querySelector("dd").textContent = value;
-  return made;
+function makeFact([name, value]) {
+  const fact = copyOf("fact");
+  fact.querySelector("dt").textContent = name;
+  fact.querySelector("dd").textContent = value;
+  return fact;
 }
 
 byId("form").addEventListener("submit", predict);
-byId("form").addEventListener("input", changed);
-// Values are back only after the event.
-byId("form").addEventListener("reset", () => setTimeout(changed));
+byId("form").addEventListener("input", onChange);
+// The browser resets the fields only after the event.
+byId("form").addEventListener("reset", () => setTimeout(onChange));
 byId("copy").addEventListener("click", copyCurl);
-document.addEventListener("visibilitychange", look);
-look();
+document.addEventListener("visibilitychange", poll);
+poll();

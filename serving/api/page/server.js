@@ -1,16 +1,19 @@
-// Asking the server. Paths are relative, so that a proxy with a prefix may be in between.
+// Send requests to the server. Paths are relative, so the page also works behind a proxy that
+// adds a path prefix.
 
-export async function responseTo(path, options = {}) {
+export async function fetchResponse(path, options = {}) {
   return fetch(path, { cache: "no-store", ...options }).catch(() => {
-    throw new Error("The server does not answer.");
+    throw new Error("The server does not respond.");
   });
 }
 
-// The text of an answer, and its headers; what is not 2xx is thrown, in the server's own words.
-export async function answerTo(path, options) {
-  const response = await responseTo(path, options);
+// The text and headers of a response. Throws the server's error message if the status is not 2xx.
+export async function fetchText(path, options) {
+  const response = await fetchResponse(path, options);
   const text = await response.text();
-  if (!response.ok) throw new Error(errorIn(text) ?? `The server answers ${response.status}.`);
+  if (!response.ok) {
+    throw new Error(errorIn(text) ?? `The server responded with status ${response.status}.`);
+  }
   return { text, headers: response.headers };
 }
 
@@ -18,6 +21,6 @@ function errorIn(text) {
   try {
     return JSON.parse(text).error;
   } catch {
-    return null; // of a proxy, perhaps
+    return null; // for example an HTML error page of a proxy
   }
 }

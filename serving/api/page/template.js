@@ -1,4 +1,4 @@
-// The templates of index.html, and the parts of what is made of them.
+// Access to the elements and templates of index.html.
 
 export const byId = (id) => document.getElementById(id);
 
