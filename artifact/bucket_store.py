@@ -1,7 +1,7 @@
-"""The model store in a bucket: where an artifact becomes a version by its contract, put last.
+"""Publish artifacts and aliases in a model store that is a bucket.
 
-Called as store.py is, for stores that are no directory. A version without a contract is
-not there yet; nothing that is there is written again, but for an alias.
+Buckets have no rename, so the contract is uploaded last: a version exists only once its contract
+is uploaded. Model and contract are never overwritten; an alias is the only object that is.
 """
 
 import tempfile
@@ -13,64 +13,60 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from artifact.contract import ALIASES, CONTRACT_FILE, MODEL_FILE, Contract
-from artifact.directory_store import refuse_differences, write
+from artifact.directory_store import stage
 from artifact.errors import StoreError
 from artifact.object_store import first_line, open_bucket
 from artifact.uri import StoreUri
 
-# For the caches between a bucket and its readers: a version is for ever, an alias is not.
-_FOR_EVER = "public, max-age=31536000, immutable"
-_NEVER = "no-cache"
+# Cache-Control of versions, which never change, and of aliases: for a CDN in front of the bucket.
+_FOREVER = "public, max-age=31536000, immutable"
+_REVALIDATE = "no-cache"
 _RETRIES = 5
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A store at `s3://`, `gs://` or `az://`, with its credentials in the environment.
+class BucketStore:
+    """A model store at `s3://`, `gs://` or `az://`, with its credentials in the environment.
 
-    Raises StoreError for a URI with credentials.
+    Raises StoreError for an invalid URI and for one with credentials, so that every message may
+    contain the URI.
     """
 
     uri: str
 
     def __post_init__(self) -> None:
-        """Refuse a URI with credentials, so that every message may name the URI."""
+        """Check the URI."""
         try:
             StoreUri.parse(self.uri)
         except StoreError as error:
             raise StoreError(f"STORE: {error}") from None
 
-    def refuse_existing(self, name: str, version: str) -> None:
-        """Raise StoreError when the store has this version, or cannot be asked."""
+    def reject_existing(self, name: str, version: str) -> None:
+        """Raise StoreError if the store has this version, or cannot be reached."""
         if self._has(f"{name}/{version}/{CONTRACT_FILE}"):
             raise self._exists(name, version)
 
     def publish(self, contract: Contract, model: bytes) -> str:
-        """Put the model, then the contract, which makes it a version; return its URI.
+        """Verify an artifact as a server does, upload model and contract, and return its URI.
 
-        Checked as a server does before anything is put. Raises StoreError when it is
-        not right, when the version exists, and when the store refuses.
+        Raises StoreError if the version exists, if the files, the session or the golden rows
+        differ from the contract, or if the store rejects an upload.
         """
         path = f"{contract.name}/{contract.version}"
-        text = contract.to_json().encode()
         with tempfile.TemporaryDirectory() as directory:
-            staged = Path(directory) / contract.name / contract.version
-            staged.mkdir(parents=True)
-            write(staged / MODEL_FILE, model)
-            write(staged / CONTRACT_FILE, text)
-            refuse_differences(staged, f"{self.uri}/{path}")
-        self.refuse_existing(contract.name, contract.version)
+            stage(Path(directory), contract, model, f"{self.uri}/{path}")
+        self.reject_existing(contract.name, contract.version)
         if not self._create(f"{path}/{MODEL_FILE}", model):
             raise StoreError(
                 f"{self.uri}/{path}/{MODEL_FILE}: another model is there without a contract. "
                 "Another training publishes it, or was killed: choose another VERSION."
             )
-        if not self._create(f"{path}/{CONTRACT_FILE}", text):
+        if not self._create(f"{path}/{CONTRACT_FILE}", contract.to_json().encode()):
             raise self._exists(contract.name, contract.version)
         return f"{self.uri}/{path}"
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Point an alias at a version. Raises StoreError when the store does not have it."""
+        """Point an alias at a version. Raises StoreError if the store does not have the version."""
         if not self._has(f"{name}/{version}/{CONTRACT_FILE}"):
             raise StoreError(
                 f"{self.uri}/{name}/{version}: expected a version for {alias}, got none"
@@ -81,7 +77,7 @@ class Bucket:
                 self._opened(),
                 path,
                 f"{version}\n".encode(),
-                attributes={"Cache-Control": _NEVER},
+                attributes={"Cache-Control": _REVALIDATE},
             )
         except BaseError as error:
             raise self._failed(path, error) from error
@@ -99,10 +95,10 @@ class Bucket:
         return True
 
     def _create(self, path: str, content: bytes) -> bool:
-        """Put an object that is not there, in one step; return whether it is this one now.
+        """Upload an object if its path is free; return whether it now has this content.
 
-        The same bytes may be there already: from a publication that was killed, or from a
-        first try whose answer was lost.
+        A path that has the same bytes already is a success: a publisher that was killed uploaded
+        it, or the response to the first attempt was lost and obstore sent the request again.
         """
         try:
             obstore.put(
@@ -110,7 +106,7 @@ class Bucket:
                 path,
                 content,
                 mode="create",
-                attributes={"Cache-Control": _FOR_EVER},
+                attributes={"Cache-Control": _FOREVER},
             )
         except AlreadyExistsError:
             return bytes(obstore.get(self._opened(), path).bytes()) == content

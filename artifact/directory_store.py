@@ -1,12 +1,11 @@
-"""The model store: where an artifact becomes a version, at once or not at all.
+"""Publish artifacts and aliases in a model store that is a directory.
 
-Called last, by train.py and own.py, with an artifact that is complete in memory. A
-version appears by one rename and never changes; an alias is the only file that does.
+A version appears by one rename: readers see the whole version or nothing, also if the publisher
+is killed. A version never changes afterwards; an alias is the only file that does.
 """
 
 import fcntl
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,106 +22,87 @@ from artifact.contract import (
     read_contract,
 )
 from artifact.errors import StoreError
-from artifact.redact import redact
-from artifact.uri import file_path
 from artifact.verify import differences
 
 _STAGING = ".staging-"
 
 
-def store_directory(store: str | Path) -> Path:
-    """Return the directory that STORE names: a path or a file:// URI.
-
-    Raises StoreError for what is neither.
-    """
-    text = str(store)
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        return Path(text)
-    if (path := file_path(text)) is None:
-        raise StoreError(
-            "STORE: expected a directory, file:///directory, s3://, gs:// or az://, got "
-            f'"{redact(text)}"'
-        )
-    return path
-
-
-def refuse_existing(store: Path, name: str, version: str) -> None:
-    """Raise StoreError when the store has this version, whatever it holds."""
-    path = store / name / version
-    if os.path.lexists(path):
-        raise StoreError(
-            f"{path}: this version exists, and versions never change. Choose another VERSION."
-        )
-
-
-def publish(store: Path, contract: Contract, model: bytes) -> Path:
-    """Write an artifact beside the others, check it as a server does, and make it visible.
-
-    Returns its directory. Raises StoreError when the version exists, and when the
-    files, the session or the golden rows differ from the contract; the store is then what
-    it was before.
-    """
-    destination = store / contract.name / contract.version
-    with _staging(store) as staging:
-        refuse_existing(store, contract.name, contract.version)
-        staged = staging / contract.name / contract.version
-        staged.mkdir(parents=True)
-        write(staged / MODEL_FILE, model)
-        write(staged / CONTRACT_FILE, contract.to_json().encode())
-        refuse_differences(staged, str(destination))
-        _move(staged, destination)
-    return destination
-
-
-def set_alias(store: Path, name: str, alias: str, version: str) -> Path:
-    """Point an alias of a model at one of its versions; return the alias's file.
-
-    A reader sees the old version or the new one. Raises StoreError when the store does
-    not have the version.
-    """
-    if not (store / name / version / CONTRACT_FILE).is_file():
-        raise StoreError(f"{store / name / version}: expected a version for {alias}, got none")
-    destination = store / name / ALIASES / alias
-    with _staging(store) as staging:
-        staged = staging / ALIASES / alias
-        staged.parent.mkdir()
-        write(staged, f"{version}\n".encode())
-        _move(staged, destination)
-    return destination
-
-
 @dataclass(frozen=True)
-class Directory:
-    """A store in a directory; what Bucket is for the others."""
+class DirectoryStore:
+    """A model store in a directory, created by the first publication."""
 
     path: Path
 
-    def refuse_existing(self, name: str, version: str) -> None:
-        """Raise StoreError when the store has this version, whatever it holds."""
-        refuse_existing(self.path, name, version)
+    def reject_existing(self, name: str, version: str) -> None:
+        """Raise StoreError if the store has this version, with any content."""
+        path = self.path / name / version
+        # Not exists(): a broken symbolic link occupies the name as well.
+        if os.path.lexists(path):
+            raise StoreError(
+                f"{path}: this version exists, and versions never change. Choose another VERSION."
+            )
 
     def publish(self, contract: Contract, model: bytes) -> str:
-        """Make an artifact a version, and return its path."""
-        return str(publish(self.path, contract, model))
+        """Write an artifact, verify it as a server does, and make it visible; return its path.
+
+        Raises StoreError if the version exists, or if the files, the session or the golden rows
+        differ from the contract. The store is then unchanged.
+        """
+        destination = self.path / contract.name / contract.version
+        with _staging(self.path) as staging:
+            # Checked under the lock: another publisher may have created it since the first check.
+            self.reject_existing(contract.name, contract.version)
+            _move(stage(staging, contract, model, str(destination)), destination)
+        return str(destination)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Point an alias at a version that the store has."""
-        set_alias(self.path, name, alias, version)
+        """Point an alias of a model at one of its versions.
+
+        A reader sees the old version or the new one. Raises StoreError if the store does not
+        have the version.
+        """
+        version_path = self.path / name / version
+        if not (version_path / CONTRACT_FILE).is_file():
+            raise StoreError(f"{version_path}: expected a version for {alias}, got none")
+        with _staging(self.path) as staging:
+            staged = staging / ALIASES / alias
+            staged.parent.mkdir()
+            _write(staged, f"{version}\n".encode())
+            _move(staged, self.path / name / ALIASES / alias)
+
+
+def stage(parent: Path, contract: Contract, model: bytes, destination: str) -> Path:
+    """Write an artifact below a directory, verify it as a server does, and return its directory.
+
+    destination: the path or URI to publish to, for the StoreError that lists every difference.
+    """
+    staged = parent / contract.name / contract.version
+    staged.mkdir(parents=True)
+    _write(staged / MODEL_FILE, model)
+    _write(staged / CONTRACT_FILE, contract.to_json().encode())
+    try:
+        problems = differences(read_contract(staged), staged)
+    except ContractMismatch as mismatch:
+        problems = mismatch.differences
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise StoreError(f"{destination}: not published, because servers would reject it:{listed}")
+    return staged
 
 
 @contextmanager
 def _staging(store: Path) -> Iterator[Path]:
-    """Yield a hidden directory in the store; on its file system a rename is enough.
+    """Yield a hidden directory in the store: inside one file system a rename publishes it.
 
-    It is gone afterwards, and so are those that killed processes left behind. What is
-    created of the store itself is removed again when the block raises.
+    Removes it afterwards, and the staging directories that killed processes left. If the block
+    raises, directories that were created for the store itself are removed, too.
     """
     created = _make_directories(store)
     try:
-        with _alone_in(store) as alone:
-            # Whoever staged these would hold the lock if it were still alive.
-            for left_behind in store.glob(f"{_STAGING}*") if alone else ():
-                shutil.rmtree(left_behind, ignore_errors=True)
+        with _lock_store(store) as locked:
+            # A publisher that is alive holds the lock, so these belong to killed ones.
+            for abandoned in store.glob(f"{_STAGING}*") if locked else ():
+                shutil.rmtree(abandoned, ignore_errors=True)
             staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=store))
             try:
                 yield staging
@@ -136,11 +116,11 @@ def _staging(store: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone_in(store: Path) -> Iterator[bool]:
-    """Wait for other publishers; the system frees the lock of a killed one.
+def _lock_store(store: Path) -> Iterator[bool]:
+    """Wait for other publishers and lock the store; the kernel frees the lock of a killed one.
 
-    Yields False on file systems that cannot lock a directory (NFS): renaming still keeps
-    versions whole there, but nobody can tell what was left behind.
+    Yields False on file systems that cannot lock a directory (NFS). Versions are whole there
+    too, because they are renamed; but abandoned staging directories cannot be told from others.
     """
     descriptor = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -158,17 +138,18 @@ def _lock(descriptor: int) -> bool:
 
 
 def _make_directories(path: Path) -> list[Path]:
-    """Create a directory and its parents, 0755; return those created, innermost first."""
+    """Create a directory and its parents, 0755; return the created ones, innermost first."""
     missing = [path, *path.parents]
     missing = missing[: next(i for i, parent in enumerate(missing) if parent.exists())]
     for directory in reversed(missing):
         directory.mkdir(exist_ok=True)
+        # mkdir(mode) would be reduced by the umask; a server of another user must read the store.
         directory.chmod(0o755)
     return missing
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file that outlives a power cut, 0644 whatever the umask."""
+def _write(path: Path, content: bytes) -> None:
+    """Create a file that survives a power cut, 0644 with any umask."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -178,7 +159,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _move(staged: Path, destination: Path) -> None:
-    """Make something staged visible by one rename, together with the folder it is first in."""
+    """Rename a staged file or directory to its final path, with its parent if that is new."""
     if destination.parent.is_dir():
         source, target = staged, destination
     else:
@@ -198,21 +179,9 @@ def _move(staged: Path, destination: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
+    """Write a directory's entries to disk: fsync of a file does not include its name."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def refuse_differences(staged: Path, destination: str) -> None:
-    """Raise StoreError with every reason that a server would refuse an artifact for."""
-    try:
-        found = differences(read_contract(staged), staged)
-    except ContractMismatch as mismatch:
-        found = mismatch.differences
-    if found:
-        listed = "".join(f"\n  - {difference}" for difference in found)
-        raise StoreError(
-            f"{destination}: a server would refuse it, so it is not published:{listed}"
-        )

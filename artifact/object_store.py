@@ -1,7 +1,7 @@
-"""A model store in a bucket, opened by its URI: `s3://`, `gs://`, `az://`, `https://`, `http://`.
+"""Open a bucket by its URI: `s3://`, `gs://`, `az://`, `https://`, `http://`.
 
-Credentials come from each cloud's standard chain and endpoints from its standard variables;
-nothing is configured here twice. `http(s)://user:password@` is sent as Basic authentication.
+Credentials come from each cloud's standard chain and endpoints from its standard variables: this
+project has no settings for them. `http(s)://user:password@` is sent as Basic authentication.
 """
 
 from obstore import parse_scheme
@@ -13,19 +13,20 @@ from artifact.redact import redact
 from artifact.uri import StoreUri, no_credentials
 
 CONNECT_SECONDS = 10
-# Of silence, not in all: a large model may take long, a dead connection must not.
+# Without any byte from the server. The whole download has no limit here: a large model takes
+# long, a dead connection must not.
 READ_SECONDS = 30
-# What obstore calls the stores that it also opens by an https:// URI of their own hosts.
+# obstore's names of the clouds that it also opens by an https:// URI of their own hosts.
 _CLOUDS = {"s3": "s3", "gcs": "gs", "azure": "az"}
 
 
 def open_bucket(
     uri: str, *, read_seconds: float = READ_SECONDS, max_retries: int = 0
 ) -> ObjectStore:
-    """Open the bucket, and the folder in it, that a URI names, without a network call.
+    """Open the bucket, and the folder in it, that a URI names. Makes no network call.
 
-    max_retries: of one request. A pull retries by itself, because it can resume a download.
-    Raises StoreError that names the URI when it names no store.
+    max_retries: for one request. A pull retries by itself, because it can resume a download.
+    Raises StoreError that names the URI if the URI is invalid.
     """
     parsed = StoreUri.parse(uri)
     try:
@@ -35,11 +36,11 @@ def open_bucket(
         return from_url(
             parsed.address,
             client_options={
-                # http:// works where the URI, or the variable of an endpoint, asks for it.
+                # Without it obstore rejects http://, in the URI and in the variable of an endpoint.
                 "allow_http": True,
                 "connect_timeout": f"{CONNECT_SECONDS}s",
                 "read_timeout": f"{read_seconds}s",
-                # obstore's default ends a whole object after 30 s.
+                # obstore's default cancels the download of an object after 30 s.
                 "timeout": "365days",
                 # obstore does not send the URL's user:password. A redirect to another host or
                 # port does not get this header.

@@ -1,17 +1,18 @@
-"""The URI of a model store: its accepted forms and its credentials.
+"""Parse the location of a model store or of an artifact: a path, `file://`, or a bucket's URI.
 
-A URI is checked before any network call. Only http:// and https:// may have user:password@.
-Error messages show no credentials.
+The only place that decides whether a location is local or remote. URIs are checked before any
+network call. Only http:// and https:// may contain user:password@. Error messages show no
+credentials.
 """
 
 import re
 from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from urllib.parse import unquote, unquote_to_bytes
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from artifact.contract import ALIASES, Alias, Contract, Name, Version
 from artifact.errors import StoreError
@@ -24,7 +25,8 @@ CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
 }
 _SCHEMES = (*CREDENTIALS, "https", "http")
-_IS_HOST = re.compile(r"(\[[^]@]+\]|[^:\s]+)(:\d*)?").fullmatch
+_scheme_of = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
+_is_host = re.compile(r"(\[[^]@]+\]|[^:\s]+)(:\d*)?").fullmatch
 _NO_QUERY = (
     "expected no ? and no #. A presigned URL opens one object and an artifact is two: use s3:// "
     f"with {CREDENTIALS['s3']}. For a shared access signature of Azure, use az:// with "
@@ -37,14 +39,49 @@ _NO_HOST = (
 )
 
 
+def is_bucket(uri: str) -> bool:
+    """Return whether a location is remote; paths and file:// URIs, valid or not, are local."""
+    scheme = _scheme_of(uri)
+    return scheme is not None and scheme[1].lower() != "file"
+
+
+def local_path(uri: str | Path, setting: str, expected: str = "a path or file:///path") -> Path:
+    """Return the path that a path or a file:// URI names.
+
+    setting and expected: for the StoreError that every other URI raises.
+    """
+    text = str(uri)
+    if not _scheme_of(text):
+        return Path(text)
+    if (path := file_path(text)) is None:
+        raise StoreError(f"{setting}: expected {expected}, got {redact(text)}")
+    return path
+
+
+def file_path(uri: str) -> Path | None:
+    """Return the path that file:///path names, percent-decoded; None for every other text."""
+    scheme, _, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    if scheme.lower() != "file" or host not in ("", "localhost") or not slash:
+        return None
+    return None if "?" in path or "#" in path else Path(unquote(f"/{path}"))
+
+
+def _decoded(value: Any) -> Any:
+    return (file_path(value) or value) if isinstance(value, str) else value
+
+
+# A field or option that holds a directory; accepts file:///path as well.
+LocalPath = Annotated[Path, BeforeValidator(_decoded)]
+
+
 @dataclass(frozen=True)
 class StoreUri:
-    """A store's URI, split into address and credentials.
+    """The URI of a remote store, split into address and credentials."""
 
-    address: the URI without credentials. headers: the headers that authenticate a request.
-    """
-
+    # The URI without credentials.
     address: str
+    # The HTTP headers that authenticate a request.
     headers: dict[str, str] = field(repr=False)
 
     @classmethod
@@ -55,33 +92,24 @@ class StoreUri:
         userinfo, at, host = authority.rpartition("@")
         if scheme not in _SCHEMES:
             known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-            raise _refused(uri, f"expected a path, file:// or one of {known}, got {scheme}://")
+            raise _invalid(uri, f"expected a path, file:// or one of {known}, got {scheme}://")
         if "?" in rest or "#" in rest:
-            raise _refused(uri, _NO_QUERY)
+            raise _invalid(uri, _NO_QUERY)
         if scheme in CREDENTIALS and (at or ":" in host):
             raise no_credentials(uri, scheme)
-        if not _IS_HOST(host):
-            raise _refused(uri, _NO_HOST)
+        if not _is_host(host):
+            raise _invalid(uri, _NO_HOST)
         return cls(f"{scheme}://{host}{slash}{path}", _basic(userinfo))
-
-
-def file_path(uri: str) -> Path | None:
-    """Return the path that file:///path names, percent-decoded; None for every other URI."""
-    scheme, _, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    if scheme.lower() != "file" or host not in ("", "localhost") or not slash:
-        return None
-    return None if "?" in path or "#" in path else Path(unquote(f"/{path}"))
 
 
 def no_credentials(uri: str, scheme: str) -> StoreError:
     """Return the error for user:password@ in the URI of a cloud's bucket."""
     variables = CREDENTIALS[scheme]
-    return _refused(uri, f"expected no credentials in it: set {variables} in the environment")
+    return _invalid(uri, f"expected no credentials in it: set {variables} in the environment")
 
 
-def _refused(uri: str, why: str) -> StoreError:
-    return StoreError(f"{redact(uri)}: {why}")
+def _invalid(uri: str, reason: str) -> StoreError:
+    return StoreError(f"{redact(uri)}: {reason}")
 
 
 def _basic(userinfo: str) -> dict[str, str]:
@@ -95,25 +123,21 @@ def _basic(userinfo: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ArtifactUri:
-    """`<store>/<name>/<version>` or `<store>/<name>@<alias>`, taken apart.
+    """The parts of `<store>/<name>/<version>` or `<store>/<name>@<alias>`."""
 
-    uri, store: redacted, for messages. version: "" if there is an alias, which names the
-    version and may change. address: the store to open, with its credentials.
-    """
-
+    # The whole URI and its store, redacted: for messages.
     uri: str
     store: str
     name: str
+    # "" if the URI has an alias: the alias names the version, which may change.
     version: str
     alias: str | None
+    # The store to open, with its credentials.
     address: str = field(repr=False)
 
     @classmethod
     def parse(cls, uri: str) -> Self:
-        """Take a URI apart. Raises StoreError that names the URI and what is expected.
-
-        Checked before a store is opened: for obstore `..` leads out of the bucket's folder.
-        """
+        """Split MODEL_URI. Raises StoreError that names the URI and what is expected."""
         uri = uri.rstrip("/")
         public = _without_credentials(uri)
         parent, _, last = public.rpartition("/")
@@ -124,6 +148,7 @@ class ArtifactUri:
         if not (_fits(Name, name) and (_fits(Alias, alias) if at else _fits(Version, version))):
             expected = "<store>/<name>/<version> or <store>/<name>@<alias>"
             raise StoreError(f"MODEL_URI: expected {expected}, got {redact(uri)}")
+        # obstore resolves `..` to a folder outside of the store, in the same bucket.
         if "/../" in f"{parent}/" or "/./" in f"{parent}/":
             raise StoreError(f"MODEL_URI: {redact(uri)}: expected no '.' or '..' in it")
         address = uri.removesuffix(public.removeprefix(parent))
@@ -131,37 +156,26 @@ class ArtifactUri:
 
     @property
     def alias_path(self) -> str:
-        """Where the store keeps the version that the alias names."""
+        """The file or object in the store that contains the alias's version."""
         return f"{self.name}/{ALIASES}/{self.alias}"
 
-    def refuse_another(self, contract: Contract) -> None:
-        """Raise StoreError when a contract is of another artifact than the URI says.
+    def check_contract(self, contract: Contract) -> None:
+        """Raise StoreError if a contract belongs to another artifact than the URI names.
 
-        A server that says one version while its URI says another cannot be rolled back.
+        A server that reports one version while its URI names another cannot be rolled back.
         """
-        asked, came = f"{self.name}/{self.version}", f"{contract.name}/{contract.version}"
-        if came != asked:
-            raise StoreError(f"MODEL_URI: {self.uri}: expected the artifact {asked}, got {came}")
+        expected = f"{self.name}/{self.version}"
+        actual = f"{contract.name}/{contract.version}"
+        if actual != expected:
+            raise StoreError(
+                f"MODEL_URI: {self.uri}: expected the artifact {expected}, got {actual}"
+            )
 
-    def checked_version(self, text: str) -> str:
+    def check_version(self, text: str) -> str:
         """Return the content of the alias's file. Raises StoreError if it is not a version."""
         if not _fits(Version, text):
             raise StoreError(f"MODEL_URI: {self.uri}: expected a version in its file, got {text!r}")
         return text
-
-
-def is_bucket(uri: str) -> bool:
-    """Tell whether a URI names a bucket; everything else is a path of this machine."""
-    return "://" in uri and not uri.startswith("file://")
-
-
-def local_path(uri: str) -> Path:
-    """Return the path that a path or a `file://` URI names; raises StoreError for others."""
-    if "://" not in uri:
-        return Path(uri)
-    if (path := file_path(uri)) is None:
-        raise StoreError(f"MODEL_URI: expected a path or file:///path, got {redact(uri)}")
-    return path
 
 
 def _without_credentials(uri: str) -> str:
@@ -172,7 +186,7 @@ def _without_credentials(uri: str) -> str:
 
 
 def _fits(kind: Any, text: str) -> bool:
-    """Return whether text is a name, version or alias, none of which leads out of the store."""
+    """Return whether text is a valid name, version or alias. None of them can contain a slash."""
     try:
         TypeAdapter(kind).validate_python(text)
     except ValidationError:

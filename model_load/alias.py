@@ -38,7 +38,7 @@ class LocalAlias:
 
     def __init__(self, uri: str) -> None:
         self._shown = redact(uri)
-        self.uri = ArtifactUri.parse(str(local_path(uri)))
+        self.uri = ArtifactUri.parse(str(local_path(uri, "MODEL_URI")))
         self._store = Path(self.uri.address)
 
     def version(self) -> str:
@@ -49,7 +49,7 @@ class LocalAlias:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise StoreError(f"MODEL_URI: {self._shown}: no such alias: {file}: {reason}") from None
-        return self.uri.checked_version(text)
+        return self.uri.check_version(text)
 
     def artifact(self, version: str) -> Path:
         """Return the folder of a version."""
@@ -98,7 +98,7 @@ def local_artifact(uri: str) -> Path:
 
     Raises StoreError that names the URI and what was expected of it.
     """
-    path = local_path(uri)
+    path = local_path(uri, "MODEL_URI")
     if "@" not in path.name:
         return _in_place(redact(uri), path)
     alias = LocalAlias(uri)
@@ -113,5 +113,5 @@ def _in_place(uri: str, directory: Path) -> Path:
     with suppress(ContractMismatch):  # reported later, with all other differences
         name, version = directory.absolute().parent.name, directory.name
         wanted = ArtifactUri(uri, "", name, version, alias=None, address="")
-        wanted.refuse_another(read_contract(directory))
+        wanted.check_contract(read_contract(directory))
     return directory

@@ -99,7 +99,7 @@ class Pull:
         if self._uri.alias is None:
             return self._uri.version
         text = self._read(self._uri.alias_path).decode(errors="replace").strip()
-        return self._uri.checked_version(text)
+        return self._uri.check_version(text)
 
     def contract(self, version: str) -> tuple[Contract, bytes]:
         """Return the contract of a version, and its bytes.
@@ -111,7 +111,7 @@ class Pull:
         content = self._read(path)
         subject = f"{self._uri.store}/{self._uri.name}/{version}"
         contract = parse_contract(content.decode(errors="replace"), subject)
-        replace(self._uri, version=version).refuse_another(contract)
+        replace(self._uri, version=version).check_contract(contract)
         return contract, content
 
     def within(self, seconds: float) -> Self:

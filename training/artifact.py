@@ -12,7 +12,6 @@ from typing import Any
 import onnx
 from pydantic import TypeAdapter, ValidationError
 
-from artifact.bucket_store import Bucket
 from artifact.contract import (
     CONTRACT_FILE,
     MODEL_FILE,
@@ -26,11 +25,9 @@ from artifact.contract import (
     Version,
     problems,
 )
-from artifact.directory_store import Directory, store_directory
+from artifact.store import Store, open_store
 from training.errors import TrainingError
 from training.progress import Steps
-
-_WRITABLE = ("s3://", "gs://", "az://")
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Identity:
 
     name: str
     version: str
-    store: Directory | Bucket
+    store: Store
     alias: str | None
 
     @classmethod
@@ -54,15 +51,9 @@ class Identity:
         wrong = [problem for variable in wanted if (problem := _problem(*variable))]
         if wrong:
             raise TrainingError("; ".join(wrong))
-        opened = _open(str(store))
-        opened.refuse_existing(name, version)
+        opened = open_store(store)
+        opened.reject_existing(name, version)
         return cls(name, version, opened, alias or None)
-
-
-def _open(store: str) -> Directory | Bucket:
-    if store.startswith(_WRITABLE):
-        return Bucket(store.rstrip("/"))
-    return Directory(store_directory(store))
 
 
 def _problem(variable: str, value: str, rule: Any) -> str | None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from artifact.contract import CONTRACT_FILE, ContractMismatch, read_contract
 from artifact.reader import versions_in
 from artifact.redact import redact
+from artifact.uri import is_bucket, local_path
 from artifact.verify import sha256_of
 from release.compatibility.servers import (
     ENVIRONMENTS,
@@ -175,15 +176,16 @@ def supported(image: str, contract_sha256: str, record: Path) -> bool | None:
 
 
 def _directory(store: str) -> Path:
-    if "://" in store:
+    if is_bucket(store):
         shown = redact(store)
         raise CompatibilityError(
             f"STORE: expected a directory, got {shown}. Pull the models to try into one first: "
             f"MODEL_URI={shown}/iris/1 .venv/bin/python -m model_load pull --to models/iris/1"
         )
-    if not Path(store).is_dir():
-        raise CompatibilityError(f"STORE: expected a directory, got none at {store}")
-    return Path(store)
+    directory = local_path(store, "STORE")
+    if not directory.is_dir():
+        raise CompatibilityError(f"STORE: expected a directory, got none at {directory}")
+    return directory
 
 
 def _artifacts(store: Path) -> list[Artifact]:

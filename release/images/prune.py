@@ -5,7 +5,6 @@ labels and names are removed.
 """
 
 from collections import defaultdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from artifact.reader import versions_in
 from artifact.redact import redact
-from artifact.uri import file_path
+from artifact.uri import is_bucket, local_path
 from release.images.docker import DockerError, docker, registry_prefix
 from release.images.docker_images import Image, layer_sizes, local_images
 from release.kubernetes.images_in_use import images_in_use
@@ -149,10 +148,9 @@ def _summary(freed_bytes: int, sizes: dict[str, int], images: list[Image], *, ye
 
 def _artifacts_summary(store: str) -> str:
     """Return the number and size of the artifacts in the store; prune never removes artifacts."""
-    directory = file_path(store) or Path(store)
-    if "://" in store and file_path(store) is None:
+    if is_bucket(store):
         return f"Artifacts: not counted, because STORE={redact(store)} is not a local directory."
-    versions = versions_in(directory)
+    versions = versions_in(local_path(store, "STORE"))
     files = [file for version in versions for file in version.rglob("*") if file.is_file()]
     size = decimal(sum(file.stat().st_size for file in files))
     return f"Artifacts: {len(versions)} in {store}, {size}; `make prune` never removes artifacts."

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from artifact.contract import CONTRACT_FILE
 from artifact.redact import redact
-from artifact.uri import StoreUri
+from artifact.uri import StoreUri, is_bucket
 from artifact.verify import sha256_of
 from release.compatibility.record import supported
 from release.images.build import ReleaseImages
@@ -95,13 +95,13 @@ def _source(mode: Mode, requested: str | None, store: str) -> Source | None:
         if requested:
             raise ReleaseError(f"SOURCE: expected none in MODE=model_in_image, got {requested}")
         return None
-    name = requested or ("bucket" if "://" in store else "volume")
+    name = requested or ("bucket" if is_bucket(store) else "volume")
     for source in SOURCES:
         if source == name:
             break
     else:
         raise ReleaseError(f"SOURCE: expected {', '.join(SOURCES)}, got {requested}")
-    if (source == "bucket") is not ("://" in store) and source != "image_volume":
+    if (source == "bucket") is not is_bucket(store) and source != "image_volume":
         kind = "a bucket, such as s3://…" if source == "bucket" else "a directory"
         raise ReleaseError(f"STORE: expected {kind}, with SOURCE={source}, got {redact(store)}")
     if source == "bucket" and StoreUri.parse(store).headers:

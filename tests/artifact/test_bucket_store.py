@@ -1,11 +1,11 @@
-"""Publishing into buckets: whole or not at all, once, and fit to be cached."""
+"""Publishing into buckets: all or nothing, once, with headers for caches."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from artifact.bucket_store import Bucket
+from artifact.bucket_store import BucketStore
 from artifact.contract import read_contract
 from artifact.errors import StoreError
 from tests.fakes import STAND_INS, FileStandIn
@@ -25,7 +25,7 @@ def started(
 
 @pytest.fixture
 def bucket(started: FileStandIn, monkeypatch: pytest.MonkeyPatch) -> FileStandIn:
-    """An empty bucket that the environment leads to."""
+    """An empty bucket, with its endpoint and credentials in the environment."""
     for path in started.list():
         started.delete(path)
     for name, value in started.environment.items():
@@ -33,7 +33,7 @@ def bucket(started: FileStandIn, monkeypatch: pytest.MonkeyPatch) -> FileStandIn
     return started
 
 
-def test_a_training_publishes_there(bucket: FileStandIn, store: Path) -> None:
+def test_training_publishes_into_a_bucket(bucket: FileStandIn, store: Path) -> None:
     """The same bytes as in a directory, and headers for a CDN in front of the bucket."""
     location = train(dataset="iris", version="1", store=bucket.uri, alias="stable")
 
@@ -47,7 +47,7 @@ def test_a_training_publishes_there(bucket: FileStandIn, store: Path) -> None:
     assert bucket.cache_control(files[2]) == "no-cache"
 
 
-def test_a_version_that_exists_is_refused(bucket: FileStandIn) -> None:
+def test_an_existing_version_is_rejected(bucket: FileStandIn) -> None:
     train(dataset="iris", version="1", store=bucket.uri)
     before = bucket.get("iris/1/contract.json")
 
@@ -57,23 +57,23 @@ def test_a_version_that_exists_is_refused(bucket: FileStandIn) -> None:
     assert bucket.get("iris/1/contract.json") == before
 
 
-def test_of_two_publishers_one_wins(
+def test_only_one_of_two_concurrent_publishers_succeeds(
     bucket: FileStandIn, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both have looked before either has put: the put itself must refuse."""
+    """Both may check before either uploads: the upload itself must be conditional."""
     contract = read_contract(store / "iris" / "1")
     model = (store / "iris" / "1" / "model.onnx").read_bytes()
-    Bucket(bucket.uri).publish(contract, model)
-    monkeypatch.setattr(Bucket, "refuse_existing", lambda *_: None)
+    BucketStore(bucket.uri).publish(contract, model)
+    monkeypatch.setattr(BucketStore, "reject_existing", lambda *_: None)
 
     with pytest.raises(StoreError, match="this version exists"):
-        Bucket(bucket.uri).publish(contract.model_copy(update={"owner": "another"}), model)
+        BucketStore(bucket.uri).publish(contract.model_copy(update={"owner": "another"}), model)
 
     assert bucket.get("iris/1/contract.json") == contract.to_json().encode()
 
 
-def test_a_publication_that_was_killed_is_gone_on_with(bucket: FileStandIn, store: Path) -> None:
-    """A model without a contract is no version; the same training may complete it."""
+def test_a_killed_publication_can_be_completed(bucket: FileStandIn, store: Path) -> None:
+    """A model without a contract is not a version; the same training may complete it."""
     bucket.put("iris/1/model.onnx", (store / "iris" / "1" / "model.onnx").read_bytes())
 
     train(dataset="iris", version="1", store=bucket.uri)
@@ -81,7 +81,7 @@ def test_a_publication_that_was_killed_is_gone_on_with(bucket: FileStandIn, stor
     assert "iris/1/contract.json" in bucket.list()
 
 
-def test_another_model_in_its_place_is_refused(bucket: FileStandIn) -> None:
+def test_another_model_without_a_contract_is_not_overwritten(bucket: FileStandIn) -> None:
     bucket.put("iris/1/model.onnx", b"of another training")
 
     with pytest.raises(StoreError, match="another model is there without a contract"):
@@ -90,12 +90,12 @@ def test_another_model_in_its_place_is_refused(bucket: FileStandIn) -> None:
     assert bucket.list() == ["iris/1/model.onnx"]
 
 
-def test_an_alias_of_no_version_is_refused(bucket: FileStandIn) -> None:
+def test_an_alias_of_a_missing_version_is_rejected(bucket: FileStandIn) -> None:
     with pytest.raises(StoreError, match="expected a version for stable, got none"):
-        Bucket(bucket.uri).set_alias("iris", "stable", "9")
+        BucketStore(bucket.uri).set_alias("iris", "stable", "9")
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket: FileStandIn) -> None:
+def test_an_error_names_the_missing_bucket(bucket: FileStandIn) -> None:
     uri = bucket.uri.replace("bucket/models", "nowhere/models")
 
     with pytest.raises(StoreError, match=r"STORE: .*nowhere/models/iris/1/model.onnx: .*Check"):

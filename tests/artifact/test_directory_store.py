@@ -1,4 +1,4 @@
-"""Publishing into a store: at once or not at all."""
+"""Publishing into a directory: all or nothing, also if the publisher is killed."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from artifact.contract import Contract, read_contract
-from artifact.directory_store import publish, set_alias, store_directory
+from artifact.directory_store import DirectoryStore
 from artifact.errors import StoreError
 from artifact.verify import differences
 from training.train import train
@@ -19,7 +19,7 @@ from training.train import train
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact to publish again elsewhere."""
+    """An artifact to publish again into other stores."""
     return Path(train(dataset="iris", version="1", store=tmp_path_factory.mktemp("trained")))
 
 
@@ -37,7 +37,7 @@ def as_version(contract: Contract, version: str) -> Contract:
     return contract.model_copy(update={"version": version})
 
 
-def everything(store: Path) -> list[str]:
+def all_paths(store: Path) -> list[str]:
     return sorted(str(path.relative_to(store)) for path in store.rglob("*"))
 
 
@@ -52,25 +52,26 @@ def private_umask() -> Iterator[None]:
 def test_a_server_of_another_user_can_read_the_store(
     tmp_path: Path, contract: Contract, model: bytes
 ) -> None:
-    """A container runs as somebody else than who trained, whose umask may be 077."""
-    store = tmp_path / "deep" / "store"
-    publish(store, contract, model)
-    publish(store, as_version(contract, "2"), model)
-    set_alias(store, "iris", "stable", "1")
-    for path in [tmp_path / "deep", store, *store.rglob("*")]:
-        expected = 0o755 if path.is_dir() else 0o644
-        assert stat.S_IMODE(path.stat().st_mode) == expected, path
-    assert everything(store) == [
+    """A container runs as another user than the training, whose umask may be 077."""
+    path = tmp_path / "deep" / "store"
+    store = DirectoryStore(path)
+    store.publish(contract, model)
+    store.publish(as_version(contract, "2"), model)
+    store.set_alias("iris", "stable", "1")
+    for entry in [tmp_path / "deep", path, *path.rglob("*")]:
+        expected = 0o755 if entry.is_dir() else 0o644
+        assert stat.S_IMODE(entry.stat().st_mode) == expected, entry
+    assert all_paths(path) == [
         "iris", "iris/1", "iris/1/contract.json", "iris/1/model.onnx",
         "iris/2", "iris/2/contract.json", "iris/2/model.onnx",
         "iris/aliases", "iris/aliases/stable",
     ]  # fmt: skip
 
 
-def test_what_is_published_is_what_was_trained(
+def test_the_published_files_are_identical_to_the_trained_files(
     tmp_path: Path, trained: Path, contract: Contract, model: bytes
 ) -> None:
-    path = publish(tmp_path, contract, model)
+    path = Path(DirectoryStore(tmp_path).publish(contract, model))
     for name in ("model.onnx", "contract.json"):
         assert (path / name).read_bytes() == (trained / name).read_bytes()
 
@@ -78,42 +79,44 @@ def test_what_is_published_is_what_was_trained(
 def test_an_existing_version_is_never_overwritten(
     tmp_path: Path, contract: Contract, model: bytes
 ) -> None:
-    publish(tmp_path, contract, model)
+    store = DirectoryStore(tmp_path)
+    store.publish(contract, model)
     other = contract.model_copy(update={"owner": "somebody else"})
     with pytest.raises(StoreError, match="this version exists"):
-        publish(tmp_path, other, model)
+        store.publish(other, model)
     assert read_contract(tmp_path / "iris" / "1").owner == contract.owner
 
 
-def test_a_version_that_appears_meanwhile_is_not_overwritten(
+def test_a_version_that_appears_during_the_publication_is_not_overwritten(
     tmp_path: Path, contract: Contract, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where directories cannot be locked (NFS) two trainings may both find the name free."""
-    publish(tmp_path, contract, model)
+    """Where directories cannot be locked (NFS), two trainings may both find the name free."""
+    store = DirectoryStore(tmp_path)
+    store.publish(contract, model)
     before = (tmp_path / "iris/1/contract.json").read_bytes()
-    monkeypatch.setattr("artifact.directory_store.refuse_existing", lambda *_: None)
+    monkeypatch.setattr(DirectoryStore, "reject_existing", lambda *_: None)
     with pytest.raises(StoreError, match="cannot be published, Directory not empty"):
-        publish(tmp_path, contract.model_copy(update={"owner": "somebody else"}), model)
+        store.publish(contract.model_copy(update={"owner": "somebody else"}), model)
     assert (tmp_path / "iris/1/contract.json").read_bytes() == before
 
 
-def test_an_artifact_that_a_server_would_refuse_is_not_published(
+def test_an_artifact_that_servers_would_reject_is_not_published(
     tmp_path: Path, contract: Contract, model: bytes
 ) -> None:
-    with pytest.raises(StoreError, match=r"a server would refuse it[^$]*sha256 expected"):
-        publish(tmp_path / "store", contract, model + b"\0")
+    with pytest.raises(StoreError, match=r"servers would reject it[^$]*sha256 expected"):
+        DirectoryStore(tmp_path / "store").publish(contract, model + b"\0")
     assert not (tmp_path / "store").exists()
 
 
-# Publishes a version, and stops where the test wants it to until it gets a line.
+# Publishes a version; at the step that the test names it prints a line and waits for one.
 PUBLISHER = """
 import sys
 from pathlib import Path
 from artifact.contract import read_contract
-from artifact import directory_store as store
+from artifact import directory_store as module
 
-where, trained, target, version = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-lock, write, move = store._lock, store.write, store._move
+step, trained, target, version = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+lock, write, move = module._lock, module._write, module._move
 
 def stop():
     print("stopped", flush=True)
@@ -124,26 +127,26 @@ def stop_between_the_files(path, content):
         stop()
     write(path, content)
 
-if where == "before the lock":
-    store._lock = lambda descriptor: (stop(), lock(descriptor))[1]
-elif where == "between the files":
-    store.write = stop_between_the_files
-elif where == "before the rename":
-    store._move = lambda *paths: (stop(), move(*paths))
-elif where == "after the rename":
-    store._move = lambda *paths: (move(*paths), stop())
+if step == "before the lock":
+    module._lock = lambda descriptor: (stop(), lock(descriptor))[1]
+elif step == "between the files":
+    module._write = stop_between_the_files
+elif step == "before the rename":
+    module._move = lambda *paths: (stop(), move(*paths))
+elif step == "after the rename":
+    module._move = lambda *paths: (move(*paths), stop())
 contract = read_contract(trained).model_copy(update={"version": version})
-store.publish(target, contract, (trained / "model.onnx").read_bytes())
+module.DirectoryStore(target).publish(contract, (trained / "model.onnx").read_bytes())
 """
 
 
 @contextmanager
 def publisher(
-    where: str, trained: Path, store: Path, version: str
+    step: str, trained: Path, store: Path, version: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Yield a process that publishes, once it has stopped where it should."""
+    """Yield a publishing process that has stopped at a step."""
     with subprocess.Popen(
-        [sys.executable, "-c", PUBLISHER, where, str(trained), str(store), version],
+        [sys.executable, "-c", PUBLISHER, step, str(trained), str(store), version],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -156,21 +159,22 @@ def publisher(
             process.kill()
 
 
-@pytest.mark.parametrize("where", ["between the files", "before the rename", "after the rename"])
-def test_a_killed_training_leaves_a_whole_version_or_none(
-    where: str, tmp_path: Path, trained: Path, contract: Contract, model: bytes
+@pytest.mark.parametrize("step", ["between the files", "before the rename", "after the rename"])
+def test_a_killed_training_leaves_a_complete_version_or_none(
+    step: str, tmp_path: Path, trained: Path, contract: Contract, model: bytes
 ) -> None:
-    """SIGKILL cannot be caught: what is on disk at any moment must do."""
-    with publisher(where, trained, tmp_path, "1") as stopped:
+    """SIGKILL cannot be caught: the files on disk must be valid at every moment."""
+    with publisher(step, trained, tmp_path, "1") as stopped:
         stopped.kill()
+    store = DirectoryStore(tmp_path)
     visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
-    if where == "after the rename":
+    if step == "after the rename":
         assert differences(read_contract(tmp_path / "iris" / "1"), tmp_path / "iris" / "1") == []
     else:
         assert visible == []
         assert [path.name[:9] for path in tmp_path.iterdir()] == [".staging-"]
-        publish(tmp_path, contract, model)
-    publish(tmp_path, as_version(contract, "2"), model)
+        store.publish(contract, model)
+    store.publish(as_version(contract, "2"), model)
     assert [path.name for path in tmp_path.iterdir()] == ["iris"]
     assert sorted(path.name for path in (tmp_path / "iris").iterdir()) == ["1", "2"]
 
@@ -183,47 +187,40 @@ def test_an_interrupted_training_leaves_nothing(
 
     monkeypatch.setattr("artifact.directory_store._move", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        publish(tmp_path / "deep" / "store", contract, model)
-    assert everything(tmp_path) == []
+        DirectoryStore(tmp_path / "deep" / "store").publish(contract, model)
+    assert all_paths(tmp_path) == []
 
 
-def test_publishing_sweeps_nothing_of_a_publisher_at_work(tmp_path: Path, trained: Path) -> None:
-    """Two trainings at a time must both end with their version in the store."""
+def test_publishing_removes_no_files_of_another_active_publisher(
+    tmp_path: Path, trained: Path
+) -> None:
+    """Two trainings at the same time must both end with their version in the store."""
     with (
-        publisher("before the rename", trained, tmp_path, "1") as one,
-        publisher("before the lock", trained, tmp_path, "2") as two,
+        publisher("before the rename", trained, tmp_path, "1") as first,
+        publisher("before the lock", trained, tmp_path, "2") as second,
     ):
-        for each in (two, one):
-            assert each.stdin
-            each.stdin.write(b"\n")
-            each.stdin.flush()
-        assert one.wait(30) == 0
-        assert two.wait(30) == 0
-    assert everything(tmp_path)[0] == "iris"
+        for process in (second, first):
+            assert process.stdin
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        assert first.wait(30) == 0
+        assert second.wait(30) == 0
+    assert all_paths(tmp_path)[0] == "iris"
     assert sorted(path.name for path in (tmp_path / "iris").iterdir()) == ["1", "2"]
 
 
-def test_an_alias_is_moved_from_one_version_to_another(
+def test_an_alias_moves_from_one_version_to_another(
     tmp_path: Path, contract: Contract, model: bytes
 ) -> None:
+    store, alias = DirectoryStore(tmp_path), tmp_path / "iris" / "aliases" / "stable"
     for version in ("1", "2"):
-        publish(tmp_path, as_version(contract, version), model)
-        alias = set_alias(tmp_path, "iris", "stable", version)
-        assert alias == tmp_path / "iris" / "aliases" / "stable"
+        store.publish(as_version(contract, version), model)
+        store.set_alias("iris", "stable", version)
         assert alias.read_text() == f"{version}\n"
-    assert everything(alias.parent) == ["stable"]
+    assert all_paths(alias.parent) == ["stable"]
 
 
-def test_an_alias_of_a_version_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_an_alias_of_a_missing_version_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="iris/3: expected a version for stable, got none"):
-        set_alias(tmp_path, "iris", "stable", "3")
-    assert everything(tmp_path) == []
-
-
-def test_a_store_is_a_path_or_a_file_uri() -> None:
-    assert store_directory("models") == Path("models")
-    assert store_directory("file:///a%20b/c") == Path("/a b/c")
-    assert store_directory("file://localhost/a") == Path("/a")
-    for other in ("ftp://host/models", "https://host/models", "file://host/a"):
-        with pytest.raises(StoreError, match="expected a directory, file:///directory, s3://"):
-            store_directory(other)
+        DirectoryStore(tmp_path).set_alias("iris", "stable", "3")
+    assert all_paths(tmp_path) == []

@@ -4,10 +4,11 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from artifact.errors import StoreError
 from artifact.object_store import open_bucket
-from artifact.uri import StoreUri, file_path
+from artifact.uri import ArtifactUri, LocalPath, StoreUri, file_path, is_bucket
 
 
 @pytest.mark.parametrize(
@@ -57,17 +58,53 @@ def test_a_uri_without_credentials_sends_none() -> None:
     ],
 )
 def test_a_rejected_uri_names_the_alternative_and_no_secret(uri: str, instead: str) -> None:
-    with pytest.raises(StoreError) as refused:
+    with pytest.raises(StoreError) as error:
         open_bucket(uri)
 
-    message = str(refused.value)
+    message = str(error.value)
     assert instead in message
     for secret in ("hunter", "ter2", "AKIA:"):
         assert secret not in message
 
 
-def test_a_file_uri_is_a_path() -> None:
+def test_a_file_uri_is_decoded_to_a_path() -> None:
     assert file_path("file:///a%20b/c") == Path("/a b/c")
     assert file_path("file://localhost/a") == Path("/a")
     for other in ("file://host/a", "file:///a?b", "file:///a#b", "https://host/a", "file://", "/a"):
         assert file_path(other) is None
+
+
+@pytest.mark.parametrize(
+    ("location", "remote"),
+    [
+        ("s3://bucket/models", True),
+        ("https://cdn/models", True),
+        ("ftp://host/models", True),
+        ("models", False),
+        ("/a/b://c", False),
+        ("file:///models", False),
+        ("FILE:///models", False),
+        ("file://host/models", False),
+    ],
+)
+def test_only_other_schemes_than_file_are_remote(location: str, *, remote: bool) -> None:
+    """A scheme that is not supported is remote as well: its error lists the supported ones."""
+    assert is_bucket(location) is remote
+
+
+def test_an_artifact_uri_is_split_into_store_name_and_version() -> None:
+    version = ArtifactUri.parse("https://user:zq@cdn/models/iris/1/")
+    alias = ArtifactUri.parse("s3://bucket/iris@stable")
+
+    assert (version.store, version.name, version.version) == ("https://…@cdn/models", "iris", "1")
+    assert version.address == "https://user:zq@cdn/models"
+    assert "zq" not in repr(version)
+    assert (alias.name, alias.version, alias.alias) == ("iris", "", "stable")
+    assert alias.alias_path == "iris/aliases/stable"
+
+
+def test_a_directory_field_accepts_a_file_uri() -> None:
+    validate = TypeAdapter(LocalPath).validate_python
+
+    assert validate("file:///a%20b/c") == validate("/a b/c") == validate(Path("/a b/c"))
+    assert validate("file://localhost/a") == Path("/a")

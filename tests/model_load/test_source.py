@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from artifact.contract import read_contract
-from artifact.directory_store import publish
+from artifact.directory_store import DirectoryStore
 from artifact.errors import StoreError
 from model_load.alias import local_artifact
 from tests.servers import start
@@ -19,7 +19,7 @@ def two_versions(store: Path, tmp_path: Path) -> Path:
     model = (store / "iris" / "1" / "model.onnx").read_bytes()
     contract = read_contract(store / "iris" / "1")
     for version in ("1", "2"):
-        publish(tmp_path, contract.model_copy(update={"version": version}), model)
+        DirectoryStore(tmp_path).publish(contract.model_copy(update={"version": version}), model)
     (tmp_path / "iris" / "aliases").mkdir()
     (tmp_path / "iris" / "aliases" / "stable").write_text("2\n")
     return tmp_path

@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from artifact.contract import CONTRACT_FILE, MODEL_FILE
+from artifact.uri import is_bucket
 from artifact.verify import sha256_of
 from release.compatibility.matrix import PAGE, Matrix
 from release.compatibility.record import (
@@ -309,7 +310,7 @@ def test_an_error_shows_no_credentials(store: str, models: Path, tmp_path: Path)
     )
 
     assert done.returncode == 1
-    expected = "got https://…@cdn/models." if "://" in store else "get https://…@proxy/v2: denied"
+    expected = "got https://…@cdn/models." if is_bucket(store) else "get https://…@proxy/v2: denied"
     assert expected in done.stderr
     assert "zq" not in done.stdout + done.stderr
 
