@@ -8,7 +8,7 @@ import numpy as np
 
 from artifact.contract import Array, Contract
 from artifact.verify import agree
-from serving.inference.codecs.rows import why_no_rows
+from serving.inference.codecs.rows import rows_unsupported_reason
 
 _TIMEOUT_SECONDS = 10
 
@@ -23,7 +23,7 @@ def check(url: str, contract: Contract) -> None:
     A model that /predict does not serve runs its golden rows only at start-up. For such a model
     the sha256 in /metadata is compared. Raises PredictionError.
     """
-    if why_no_rows(contract):
+    if rows_unsupported_reason(contract):
         _check_sha256(url, contract)
         return
     actual, expected = predict(url, contract), _expected(contract)

@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 from serving.api import routes
 from serving.api.openapi import fast_paths, without_validation_errors
 from serving.http.probes import Probe
-from serving.inference.batcher import Runner
+from serving.inference.batcher import Batcher
 
 _DESCRIPTION = (
     "Send rows or tensors, receive predictions. "
@@ -22,20 +22,20 @@ _DESCRIPTION = (
 
 
 class FastAPIApp(FastAPI):
-    """Describes the model that a runner serves. probes: the ones on the public port."""
+    """Describes the model that a batcher serves. probes: the ones on the public port."""
 
-    def __init__(self, runner: Runner, probes: Iterable[Probe]) -> None:
+    def __init__(self, batcher: Batcher, probes: Iterable[Probe]) -> None:
         super().__init__(
             description=_DESCRIPTION, docs_url=None, redoc_url=None, redirect_slashes=False
         )
-        self._runner = runner
+        self._batcher = batcher
         # The sha256 of the contract that the cached document describes. A reference to the model
         # would keep the previous model in memory after a reload.
         self._documented_contract = ""
         for router in (
             routes.probes(probes),
-            routes.description(runner),
-            routes.open_inference(runner),
+            routes.description(batcher),
+            routes.open_inference(batcher),
             routes.documentation(),
             routes.page(),
         ):
@@ -45,7 +45,7 @@ class FastAPIApp(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, including the fast path of the current model."""
-        model = self._runner.model
+        model = self._batcher.model
         if model.contract_sha256 != self._documented_contract:
             contract = model.contract
             self.title, self.version, self.summary = (

@@ -11,8 +11,8 @@ import numpy as np
 
 from artifact.contract import Contract, arrays
 from serving.http.infer import PREFIX, SUFFIX
-from serving.inference.codecs.open_inference import Tensors
-from serving.inference.codecs.rows import Rows
+from serving.inference.codecs.open_inference import OpenInferenceCodec
+from serving.inference.codecs.rows import RowsCodec
 from serving.inference.codecs.tensor_codec import DATATYPES
 from serving.inference.model import Model
 
@@ -42,9 +42,9 @@ _HEADERS = {
 
 def fast_paths(model: Model) -> dict[str, Any]:
     """Return the OpenAPI paths of the fast path that a model supports."""
-    paths = _predict_paths(model.contract, model.rows) if model.rows else {}
-    infer = {"post": _infer_operation(model.contract, model.tensors)}
-    return paths | {f"{PREFIX}{path}{SUFFIX}": infer for path in sorted(model.paths)}
+    paths = _predict_paths(model.contract, model.rows_codec) if model.rows_codec else {}
+    infer = {"post": _infer_operation(model.contract, model.open_inference_codec)}
+    return paths | {f"{PREFIX}{path}{SUFFIX}": infer for path in sorted(model.path_names)}
 
 
 def without_validation_errors(document: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def without_validation_errors(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _predict_paths(contract: Contract, rows: Rows) -> dict[str, Any]:
+def _predict_paths(contract: Contract, rows: RowsCodec) -> dict[str, Any]:
     sample = contract.sample()[0][contract.required_inputs[0].name]
     operation = partial(_predict_operation, rows, sample)
     labels, rank = contract.prediction.labels, len(contract.prediction.shape)
@@ -79,7 +79,7 @@ def _nested(item: dict[str, Any], depth: int) -> dict[str, Any]:
 
 
 def _predict_operation(
-    rows: Rows, sample: Any, summary: str, item: dict[str, Any]
+    rows: RowsCodec, sample: Any, summary: str, item: dict[str, Any]
 ) -> dict[str, Any]:
     """Describe an endpoint that returns one item for each row."""
     content: dict[str, Any] = {"schema": rows.schema()}
@@ -94,7 +94,7 @@ def _predict_operation(
     return _operation("predict", summary, content, "The predictions.", response)
 
 
-def _infer_operation(contract: Contract, tensors: Tensors) -> dict[str, Any]:
+def _infer_operation(contract: Contract, tensors: OpenInferenceCodec) -> dict[str, Any]:
     """Describe the inference endpoint of the Open Inference Protocol."""
     content: dict[str, Any] = {"schema": tensors.schema()}
     sample = arrays(contract.inputs, contract.sample()[0])

@@ -22,10 +22,10 @@ from serving.http.endpoint import error_body, method_not_allowed
 from serving.http.infer import check_name
 from serving.http.predict import Encode, rows_of
 from serving.http.probes import Probe
-from serving.inference.batcher import Runner
-from serving.inference.codecs.rows import Rows
+from serving.inference.batcher import Batcher
+from serving.inference.codecs.rows import RowsCodec
 from serving.inference.model import Model
-from serving.inference.request import Asked
+from serving.inference.request import InferenceRequest
 
 DOCS_ASSETS = "/docs/assets"
 _PAGE = Path(__file__).parent / "page"
@@ -70,7 +70,7 @@ def probes(probes: Iterable[Probe]) -> APIRouter:
     return router
 
 
-def description(runner: Runner) -> APIRouter:
+def description(batcher: Batcher) -> APIRouter:
     """Return the router that describes the model and predicts the sample in its contract."""
     router = APIRouter(tags=["model"], responses=_NOT_FOR_THIS_MODEL)
 
@@ -81,37 +81,37 @@ def description(runner: Runner) -> APIRouter:
         `degraded` is null, or the reason why an older version than the intended one is served.
         `other_versions` lists the libraries whose version differs from the one in training.
         """
-        contract = runner.model.contract
+        contract = batcher.model.contract
         return {
             **metadata.metadata(contract),
             "other_versions": other_versions(contract.origin.environment),
-            "degraded": runner.degraded,
+            "degraded": batcher.degraded,
         }
 
     @router.get("/label", summary="List the labels")
     async def get_labels() -> dict[str, str]:
         """Return the labels of a classifier by index."""
-        return metadata.labels(runner.model.contract)
+        return metadata.labels(batcher.model.contract)
 
     @router.get("/predict/test", summary="Predict the sample")
     async def predict_sample() -> Response:
         """Return the prediction for `data_sample` of /metadata."""
-        return await _sample_prediction(runner, Rows.encode, needs_labels=False)
+        return await _sample_prediction(batcher, RowsCodec.encode, needs_labels=False)
 
     @router.get("/predict/test/label", summary="Predict the label of the sample")
     async def predict_sample_label() -> Response:
         """Return the predicted label for `data_sample` of /metadata."""
-        return await _sample_prediction(runner, Rows.encode_labels, needs_labels=True)
+        return await _sample_prediction(batcher, RowsCodec.encode_labels, needs_labels=True)
 
     return router
 
 
-def open_inference(runner: Runner) -> APIRouter:
+def open_inference(batcher: Batcher) -> APIRouter:
     """Return the router for the metadata paths of the Open Inference Protocol."""
     router = APIRouter(tags=["open inference protocol"], responses=_NO_SUCH_MODEL)
 
     def served_model(name: str, version: str | None) -> Model:
-        model = runner.model
+        model = batcher.model
         check_name(model, name if version is None else f"{name}/versions/{version}")
         return model
 
@@ -216,10 +216,10 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(error_class, handler)
 
 
-async def _sample_prediction(runner: Runner, encode: Encode, *, needs_labels: bool) -> Response:
-    model = runner.model
+async def _sample_prediction(batcher: Batcher, encode: Encode, *, needs_labels: bool) -> Response:
+    model = batcher.model
     rows = rows_of(model, needs_labels=needs_labels)
     sample = arrays(model.contract.inputs, model.contract.sample()[0])
-    outputs = await runner.run(model, Asked(sample, model.output_names))
+    outputs = await batcher.run(model, InferenceRequest(sample, model.output_names))
     headers = {name.decode(): value.decode() for name, value in model.headers.pairs}
     return Response(encode(rows, outputs), headers=headers)

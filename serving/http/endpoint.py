@@ -1,7 +1,7 @@
 """The hot path: what POST /predict, /predict/label and /v2/…/infer share.
 
 A request whose body has come is an exchange. Its codec (predict.py, infer.py) says what to run,
-the runner runs it together with what else has come, the codec says what to answer. All that is
+the batcher runs it together with what else has come, the codec says what to answer. All that is
 done in callbacks: a task for each request, its coroutines and ASGI's messages cost as much as
 the rest together. protocol.py hands in what came whole; what comes in pieces, or from another
 server, comes as ASGI has it. Documented in /openapi.json all the same.
@@ -26,26 +26,26 @@ from serving.http.compression import (
     decompress,
     should_compress,
 )
-from serving.http.headers import OF_JSON, REQUEST_ID, Headers, Pair
+from serving.http.headers import JSON_HEADERS, REQUEST_ID, Headers, Pair
 from serving.http.request_log import RequestContext, RequestRecorder
-from serving.inference.batcher import Outcome, Runner
+from serving.inference.batcher import Batcher, Result
 from serving.inference.model import Model
-from serving.inference.request import Asked
+from serving.inference.request import InferenceRequest
 
-AnyAsked = TypeVar("AnyAsked", bound=Asked)
+AnyAsked = TypeVar("AnyAsked", bound=InferenceRequest)
 
 
-class Codec(Protocol[AnyAsked]):
+class Operation(Protocol[AnyAsked]):
     """What an endpoint's requests and answers look like."""
 
-    def decode(self, model: Model, exchange: "Exchange") -> AnyAsked:
+    def decode(self, model: Model, exchange: "HttpExchange") -> AnyAsked:
         """Return what a request asks of the model. Raises RequestError."""
 
     def encode(self, model: Model, asked: AnyAsked, outputs: list[Array]) -> tuple[Headers, bytes]:
         """Return the answer."""
 
 
-class Exchange(RequestContext, ABC):
+class HttpExchange(RequestContext, ABC):
     """A request and the way to answer it. body: once it is there."""
 
     __slots__ = ("body", "is_answered")
@@ -69,23 +69,23 @@ class Endpoint(Generic[AnyAsked]):
 
     def __init__(
         self,
-        codec: Codec[AnyAsked],
-        runner: Runner,
+        codec: Operation[AnyAsked],
+        batcher: Batcher,
         recorder: RequestRecorder,
         *,
         max_body_bytes: int,
     ) -> None:
         self._codec = codec
-        self._runner = runner
+        self._batcher = batcher
         self._recorder = recorder
         self._max_body_bytes = max_body_bytes
 
-    def take(self, exchange: Exchange) -> None:
+    def handle(self, exchange: HttpExchange) -> None:
         """Answer a POST request whose body is there, now or as soon as the model ran."""
         self._recorder.started()
         self._take(exchange)
 
-    def refuse(self, exchange: Exchange, error: BaseException) -> None:
+    def fail(self, exchange: HttpExchange, error: BaseException) -> None:
         """Answer what an error means. Raises what is not for clients: the end of the process."""
         refused = _refusal(exchange, error)
         body = error_body(refused.message)
@@ -106,19 +106,19 @@ class Endpoint(Generic[AnyAsked]):
             self._recorder.disconnected()
             return
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
-            self.refuse(exchange, error)
+            self.fail(exchange, error)
         status, headers, body = exchange.answer
         await respond(send, status, headers, body, (REQUEST_ID, exchange.request_id))
 
-    def _take(self, exchange: Exchange) -> None:
+    def _take(self, exchange: HttpExchange) -> None:
         try:
-            model = self._runner.model
+            model = self._batcher.model
             asked = self._decode(model, exchange)
-            self._runner.begin(model, asked, partial(self._ran, exchange, model, asked))
+            self._batcher.submit(model, asked, partial(self._ran, exchange, model, asked))
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
-            self.refuse(exchange, error)
+            self.fail(exchange, error)
 
-    def _decode(self, model: Model, exchange: Exchange) -> AnyAsked:
+    def _decode(self, model: Model, exchange: HttpExchange) -> AnyAsked:
         if len(exchange.body) > self._max_body_bytes:
             raise _too_large(self._max_body_bytes, "more")
         if encoding := exchange.headers.get(b"content-encoding"):
@@ -127,14 +127,14 @@ class Endpoint(Generic[AnyAsked]):
         exchange.body = b""  # not kept while it waits
         return asked
 
-    def _ran(self, exchange: Exchange, model: Model, asked: AnyAsked, outcome: Outcome) -> None:
+    def _ran(self, exchange: HttpExchange, model: Model, asked: AnyAsked, outcome: Result) -> None:
         if isinstance(outcome, BaseException):
-            self.refuse(exchange, outcome)
+            self.fail(exchange, outcome)
             return
         try:
             headers, body = self._codec.encode(model, asked, outcome)
         except BaseException as error:  # noqa: BLE001 - all that is raised here has an answer
-            self.refuse(exchange, error)
+            self.fail(exchange, error)
             return
         accepted = exchange.headers.get(b"accept-encoding")
         if accepted and should_compress(body, accepted):
@@ -142,7 +142,7 @@ class Endpoint(Generic[AnyAsked]):
         else:
             self._reply(exchange, 200, headers, body)
 
-    def _reply_compressed(self, exchange: Exchange, headers: Headers, body: bytes) -> None:
+    def _reply_compressed(self, exchange: HttpExchange, headers: Headers, body: bytes) -> None:
         if len(body) <= MAX_INLINE_BYTES:
             self._reply(exchange, 200, headers, compress(body))
             return
@@ -150,13 +150,13 @@ class Endpoint(Generic[AnyAsked]):
 
         def reply(done: asyncio.Future[bytes]) -> None:
             if error := done.exception():
-                self.refuse(exchange, error)
+                self.fail(exchange, error)
             else:
                 self._reply(exchange, 200, headers, done.result())
 
         compressing.add_done_callback(reply)
 
-    def _reply(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+    def _reply(self, exchange: HttpExchange, status: int, headers: Headers, body: bytes) -> None:
         if exchange.is_answered:
             return  # it was told that the server stops
         exchange.is_answered = True
@@ -164,7 +164,7 @@ class Endpoint(Generic[AnyAsked]):
         exchange.reply(status, headers, body)
 
 
-class _Awaited(Exchange):
+class _Awaited(HttpExchange):
     """An exchange that a coroutine waits for. answer: what to respond, once that is known."""
 
     __slots__ = ("answer", "replied")
@@ -212,7 +212,7 @@ async def respond(send: Send, status: int, headers: Headers, body: bytes, *more:
 def error_headers(error: RequestError) -> Headers:
     """Return the headers that an error is answered with."""
     more = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    return OF_JSON.plus(*more) if more else OF_JSON
+    return JSON_HEADERS.plus(*more) if more else JSON_HEADERS
 
 
 def error_body(message: str) -> bytes:
@@ -232,7 +232,7 @@ def check_method(path: str, method: str, allowed: str) -> None:
         raise method_not_allowed(path, method, allowed)
 
 
-def _refusal(exchange: Exchange, error: BaseException) -> RequestError:
+def _refusal(exchange: HttpExchange, error: BaseException) -> RequestError:
     """Return what a client is told. Raises what is not for clients: the end of the process."""
     if isinstance(error, RequestError):
         return error

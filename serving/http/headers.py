@@ -37,7 +37,7 @@ class Headers:
 
 
 # What most answers have.
-OF_JSON = Headers(JSON)
+JSON_HEADERS = Headers(JSON)
 
 
 def request_id(given: bytes | None, traceparent: bytes | None) -> bytes:

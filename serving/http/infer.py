@@ -5,9 +5,9 @@ Called by endpoint.py with each request. The codec is tensors.py.
 
 from artifact.contract import Array
 from serving.errors import RequestError
-from serving.http.endpoint import Exchange
+from serving.http.endpoint import HttpExchange
 from serving.http.headers import Headers
-from serving.inference.codecs.open_inference import Request
+from serving.inference.codecs.open_inference import OpenInferenceRequest
 from serving.inference.model import Model
 
 PREFIX, SUFFIX = "/v2/models/", "/infer"
@@ -27,20 +27,22 @@ def is_infer(path: str) -> bool:
     )
 
 
-class Infer:
+class InferOperation:
     """The codec of tensors, for the model in the path, if it is the one that is served."""
 
-    def decode(self, model: Model, exchange: Exchange) -> Request:
+    def decode(self, model: Model, exchange: HttpExchange) -> OpenInferenceRequest:
         """Return what a request asks of the model. Raises RequestError."""
         check_name(model, exchange.path[len(PREFIX) : -len(SUFFIX)])
         json_bytes = exchange.headers.get(_JSON_BYTES)
-        return model.tensors.decode(
+        return model.open_inference_codec.decode(
             exchange.body, None if json_bytes is None else _count(json_bytes)
         )
 
-    def encode(self, model: Model, asked: Request, outputs: list[Array]) -> tuple[Headers, bytes]:
+    def encode(
+        self, model: Model, asked: OpenInferenceRequest, outputs: list[Array]
+    ) -> tuple[Headers, bytes]:
         """Return the answer; where binary data follows its JSON, headers say so."""
-        body, json_bytes = model.tensors.encode(asked, outputs)
+        body, json_bytes = model.open_inference_codec.encode(asked, outputs)
         if json_bytes is None:
             return model.headers, body
         return model.headers_of_binary.plus((_JSON_BYTES, b"%d" % json_bytes)), body
@@ -51,7 +53,7 @@ def check_name(model: Model, named: str) -> None:
 
     named: as in a path, `iris` or `iris/versions/1`.
     """
-    if named not in model.paths:
+    if named not in model.path_names:
         name, version = model.contract.name, model.contract.version
         raise RequestError(
             404, f"/v2/models/{named[:200]}: no such model; this server serves {name}, version "

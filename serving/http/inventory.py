@@ -18,7 +18,7 @@ from artifact.software import (
     packages,
     revision,
 )
-from serving.inference.batcher import Runner
+from serving.inference.batcher import Batcher
 from serving.inference.model import Model
 from serving.settings import Settings
 
@@ -26,9 +26,9 @@ from serving.settings import Settings
 class Inventory:
     """Describes one process: its software, its settings, and the model that it serves."""
 
-    def __init__(self, settings: Settings, runner: Runner) -> None:
+    def __init__(self, settings: Settings, batcher: Batcher) -> None:
         self._settings = settings
-        self._runner = runner
+        self._batcher = batcher
         self._started_at = datetime.now(UTC)
 
     def describe(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Inventory:
         image, revision: from IMAGE and IMAGE_REVISION, which the Dockerfiles set; null outside
         of an image.
         """
-        model = self._runner.model
+        model = self._batcher.model
         # A URI may contain credentials, and the inventory is readable by anyone in the network.
         settings = redact_all(self._settings.model_dump(mode="json"))
         return {
@@ -47,8 +47,8 @@ class Inventory:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started_at": self._started_at.isoformat(timespec="seconds"),
-            "ready": self._runner.ready,
-            "degraded": self._runner.degraded,
+            "ready": self._batcher.ready,
+            "degraded": self._batcher.degraded,
             "os": operating_system(),
             "kernel": platform.release(),
             "cpu_features": cpu_features(),

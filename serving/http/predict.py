@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 from artifact.contract import Array
 from serving.errors import RequestError
-from serving.http.endpoint import Exchange
+from serving.http.endpoint import HttpExchange
 from serving.http.headers import Headers
 from serving.http.metadata import no_labels
-from serving.inference.codecs.rows import Rows, why_no_rows
+from serving.inference.codecs.rows import RowsCodec, rows_unsupported_reason
 from serving.inference.model import Model
-from serving.inference.request import Asked
+from serving.inference.request import InferenceRequest
 
-Encode = Callable[[Rows, list[Array]], bytes]
+Encode = Callable[[RowsCodec, list[Array]], bytes]
 
 
-class Predict:
+class PredictOperation:
     """The codec of rows; `encode(outputs)` is the answer.
 
     needs_labels: whether it is for classifiers only.
@@ -27,21 +27,23 @@ class Predict:
         self._encode = encode
         self._needs_labels = needs_labels
 
-    def decode(self, model: Model, exchange: Exchange) -> Asked:
+    def decode(self, model: Model, exchange: HttpExchange) -> InferenceRequest:
         """Return what a request asks of the model. Raises RequestError."""
         rows = rows_of(model, needs_labels=self._needs_labels)
-        return Asked(rows.decode(exchange.body), model.output_names)
+        return InferenceRequest(rows.decode(exchange.body), model.output_names)
 
-    def encode(self, model: Model, _: Asked, outputs: list[Array]) -> tuple[Headers, bytes]:
+    def encode(
+        self, model: Model, _: InferenceRequest, outputs: list[Array]
+    ) -> tuple[Headers, bytes]:
         """Return the answer."""
         rows = rows_of(model, needs_labels=self._needs_labels)
         return model.headers, self._encode(rows, outputs)
 
 
-def rows_of(model: Model, *, needs_labels: bool) -> Rows:
+def rows_of(model: Model, *, needs_labels: bool) -> RowsCodec:
     """Return a model's codec. Raises RequestError 404 when it cannot answer this path."""
-    if model.rows is None:
-        raise RequestError(404, str(why_no_rows(model.contract)))
-    if needs_labels and not model.rows.has_labels:
+    if model.rows_codec is None:
+        raise RequestError(404, str(rows_unsupported_reason(model.contract)))
+    if needs_labels and not model.rows_codec.has_labels:
         raise no_labels(model.contract)
-    return model.rows
+    return model.rows_codec

@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import RequestError
 from serving.http.endpoint import check_method, error_body, error_headers, respond
-from serving.http.headers import OF_JSON, Headers
+from serving.http.headers import JSON_HEADERS, Headers
 from serving.http.inventory import Inventory
-from serving.inference.batcher import Runner
+from serving.inference.batcher import Batcher
 from serving.metrics.metrics import Metrics
 
 # Status, headers, body.
@@ -54,22 +54,22 @@ async def send_error(send: Send, error: RequestError) -> None:
     await respond(send, error.status, error_headers(error), error_body(error.message))
 
 
-def health_probes(runner: Runner) -> list[Probe]:
+def health_probes(batcher: Batcher) -> list[Probe]:
     """Return the endpoints that Kubernetes and load balancers poll."""
 
     def health() -> Response:
         """Return 200 while the process runs, also before the model is loaded."""
-        return 200, OF_JSON, b'{"health":"ok"}'
+        return 200, JSON_HEADERS, b'{"health":"ok"}'
 
     def live() -> Response:
         """Return 200 while the process runs, also before the model is loaded."""
-        return 200, OF_JSON, b'{"live":true}'
+        return 200, JSON_HEADERS, b'{"live":true}'
 
     def ready() -> Response:
         """Return 200 once this process reproduced the model's golden rows, 503 before."""
-        if runner.ready:
-            return 200, OF_JSON, b'{"ready":true}'
-        return 503, OF_JSON, b'{"ready":false}'
+        if batcher.ready:
+            return 200, JSON_HEADERS, b'{"ready":true}'
+        return 503, JSON_HEADERS, b'{"ready":false}'
 
     return [
         Probe("/health", "health", "Check the process", health, dict[str, str]),
@@ -94,7 +94,7 @@ def operations_probes(metrics: Metrics, inventory: Inventory) -> list[Probe]:
         Everything is read from the running process and from the contract of its model, never
         from a manifest.
         """
-        return 200, OF_JSON, json.dumps(inventory.describe(), ensure_ascii=False).encode()
+        return 200, JSON_HEADERS, json.dumps(inventory.describe(), ensure_ascii=False).encode()
 
     return [
         Probe("/metrics", "operations", "Get the metrics", get_metrics, str),

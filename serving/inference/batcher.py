@@ -17,7 +17,7 @@ import numpy as np
 from artifact.contract import Array
 from serving.errors import RequestError
 from serving.inference.model import Model, values_in
-from serving.inference.request import Asked
+from serving.inference.request import InferenceRequest
 from serving.metrics.metrics import Metrics
 
 # A thread hop costs about 0.1 ms; a run below this is over before the hop is.
@@ -28,11 +28,11 @@ _INLINE_SECONDS = 0.001
 _SLOW_SECONDS = 0.1
 
 # A request's outputs, in the order that it asked for them, or why it has none.
-Outcome = list[Array] | BaseException
-Told = Callable[[Outcome], None]
+Result = list[Array] | BaseException
+Callback = Callable[[Result], None]
 
 
-class Waiting:
+class PendingRequest:
     """A request that waits for a run.
 
     told: called with what came of it. sizes: of its inputs, but for the rows.
@@ -40,7 +40,7 @@ class Waiting:
 
     __slots__ = ("asked", "model", "rows", "since", "sizes", "told", "values")
 
-    def __init__(self, model: Model, asked: Asked, told: Told) -> None:
+    def __init__(self, model: Model, asked: InferenceRequest, told: Callback) -> None:
         self.model = model
         self.asked = asked
         self.told = told
@@ -52,7 +52,7 @@ class Waiting:
             self.sizes[name] = array.shape[1:]
         self.since = time.perf_counter()
 
-    def may_share_with(self, other: "Waiting") -> bool:
+    def may_share_with(self, other: "PendingRequest") -> bool:
         """Tell whether both can be one run: of one model, and alike but in their rows."""
         return (
             self.model is other.model
@@ -61,7 +61,7 @@ class Waiting:
         )
 
 
-class Runner:
+class Batcher:
     """The model that is served at the moment, and the thread its long runs go to.
 
     degraded: why that is not the model that should be served; None when it is. max_rows: the most
@@ -76,7 +76,7 @@ class Runner:
         self._max_rows = max_rows
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._metrics = metrics
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[PendingRequest] = deque()
         # Whether the next batch is to be run in a turn of the event loop, or waits for the thread.
         self._scheduled = self._busy = False
 
@@ -101,22 +101,22 @@ class Runner:
         """Whether there is a model, its golden rows having come out right in this process."""
         return self._model is not None
 
-    def begin(self, model: Model, asked: Asked, told: Told) -> None:
+    def submit(self, model: Model, asked: InferenceRequest, told: Callback) -> None:
         """Have the model run for one request, and call told() with what came of it.
 
         In the next turn of the event loop, with all that came in this one; a run that would hold
         it up goes to a thread of its own, and what comes meanwhile shares the next one.
         """
         if model.batches:
-            self._waiting.append(Waiting(model, asked, told))
+            self._waiting.append(PendingRequest(model, asked, told))
             self._schedule()
         else:
-            self._run_alone(model, asked, told)
+            self._run_single(model, asked, told)
 
-    async def run(self, model: Model, asked: Asked) -> list[Array]:
+    async def run(self, model: Model, asked: InferenceRequest) -> list[Array]:
         """Return what came of a run for one request."""
         answer: asyncio.Future[list[Array]] = self._loop.create_future()
-        self.begin(model, asked, partial(_settle, answer))
+        self.submit(model, asked, partial(_settle, answer))
         return await answer
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Runner:
         """Tell whether a run of so many values may be made on the event loop."""
         return model is not self._slow and model.seconds_per_value * values < _INLINE_SECONDS
 
-    def _run_alone(self, model: Model, asked: Asked, told: Told) -> None:
+    def _run_single(self, model: Model, asked: InferenceRequest, told: Callback) -> None:
         if self._is_short(model, values_in(asked.inputs)):
             told(self._outcome(model, asked, 1))
             return
@@ -146,33 +146,33 @@ class Runner:
         batch = self._next_batch()
         rows = sum(one.rows for one in batch)
         if self._is_short(batch[0].model, sum(one.values for one in batch)):
-            self._tell(batch, self._outcomes(batch, rows))
+            self._deliver(batch, self._outcomes(batch, rows))
             # What is left waits for another turn: health is asked in between.
             self._schedule()
             return
         self._busy = True
         running = self._loop.run_in_executor(self._thread, self._outcomes, batch, rows)
 
-        def ran(done: asyncio.Future[list[Outcome]]) -> None:
+        def ran(done: asyncio.Future[list[Result]]) -> None:
             self._busy = False
-            self._tell(batch, done.result())
+            self._deliver(batch, done.result())
             self._schedule()
 
         running.add_done_callback(ran)
 
-    def _tell(self, batch: list[Waiting], outcomes: list[Outcome]) -> None:
+    def _deliver(self, batch: list[PendingRequest], outcomes: list[Result]) -> None:
         for one, outcome in zip(batch, outcomes, strict=True):
             try:
                 one.told(outcome)
             except Exception as error:  # noqa: BLE001 - of no harm to the others
                 self._loop.call_exception_handler({"message": "answering", "exception": error})
 
-    def _next_batch(self) -> list[Waiting]:
+    def _next_batch(self) -> list[PendingRequest]:
         """Return the requests of the next run, the longest waiting first; the others wait on."""
         now = time.perf_counter()
         first = self._waiting.popleft()
         batch, rows = [first], first.rows
-        left: deque[Waiting] = deque()
+        left: deque[PendingRequest] = deque()
         for one in self._waiting:
             if rows + one.rows <= self._max_rows and one.may_share_with(first):
                 batch.append(one)
@@ -184,25 +184,25 @@ class Runner:
             self._metrics.queue_seconds.observe(now - one.since)
         return batch
 
-    def _outcomes(self, batch: list[Waiting], rows: int) -> list[Outcome]:
+    def _outcomes(self, batch: list[PendingRequest], rows: int) -> list[Result]:
         """Return what came of each request: never a failure because of another one."""
         if len(batch) > 1:
             # Whose fault it is shows when each runs alone.
             with contextlib.suppress(Exception):
-                return self._shared(batch, rows)
+                return self._run_batched(batch, rows)
         return [self._outcome(one.model, one.asked, one.rows) for one in batch]
 
-    def _shared(self, batch: list[Waiting], rows: int) -> list[Outcome]:
+    def _run_batched(self, batch: list[PendingRequest], rows: int) -> list[Result]:
         model, asked = batch[0].model, batch[0].asked
         if any(len(array) != one.rows for one in batch for array in one.asked.inputs.values()):
             raise ValueError("not all inputs have as many rows")
         inputs = {
             name: np.concatenate([one.asked.inputs[name] for one in batch]) for name in asked.inputs
         }
-        outputs = self._timed(model, Asked(inputs, asked.outputs), rows)
+        outputs = self._timed(model, InferenceRequest(inputs, asked.outputs), rows)
         if any(len(output) != rows for output in outputs):
             raise ValueError("the model does not give a row for each row")
-        found: list[Outcome] = []
+        found: list[Result] = []
         start = 0
         for one in batch:
             end = start + one.rows
@@ -210,13 +210,13 @@ class Runner:
             start = end
         return found
 
-    def _outcome(self, model: Model, asked: Asked, rows: int) -> Outcome:
+    def _outcome(self, model: Model, asked: InferenceRequest, rows: int) -> Result:
         try:
             return self._timed(model, asked, rows)
         except Exception as error:  # noqa: BLE001 - it is what came of it
             return error
 
-    def _timed(self, model: Model, asked: Asked, rows: int) -> list[Array]:
+    def _timed(self, model: Model, asked: InferenceRequest, rows: int) -> list[Array]:
         started = time.perf_counter()
         outputs = model.run(asked.inputs, asked.outputs)
         seconds = time.perf_counter() - started
@@ -228,7 +228,7 @@ class Runner:
         return outputs
 
 
-def _settle(answer: asyncio.Future[list[Array]], outcome: Outcome) -> None:
+def _settle(answer: asyncio.Future[list[Array]], outcome: Result) -> None:
     if answer.done():
         return  # whoever waited was cancelled
     if isinstance(outcome, BaseException):

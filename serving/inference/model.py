@@ -19,9 +19,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, R
 from artifact.contract import CONTRACT_FILE, Array, Contract
 from artifact.verify import sha256_of, verified_session
 from serving.errors import RequestError
-from serving.http.headers import BINARY, OF_JSON, Headers
-from serving.inference.codecs.open_inference import Tensors
-from serving.inference.codecs.rows import Rows, why_no_rows
+from serving.http.headers import BINARY, JSON_HEADERS, Headers
+from serving.inference.codecs.open_inference import OpenInferenceCodec
+from serving.inference.codecs.rows import RowsCodec, rows_unsupported_reason
 
 _RUN_ERRORS = (InvalidArgument, Fail, RuntimeException)
 _OUT_OF_MEMORY = "allocate memory"
@@ -45,9 +45,9 @@ class Model:
     directory: Path
     contract: Contract
     session: onnxruntime.InferenceSession
-    rows: Rows | None
-    tensors: Tensors
-    paths: frozenset[str]
+    rows_codec: RowsCodec | None
+    open_inference_codec: OpenInferenceCodec
+    path_names: frozenset[str]
     headers: Headers
     headers_of_binary: Headers
     contract_sha256: str
@@ -72,10 +72,12 @@ class Model:
             directory=directory,
             contract=contract,
             session=session,
-            rows=None if why_no_rows(contract) else Rows(contract, max_rows=max_rows),
-            tensors=Tensors(contract, max_rows=max_rows),
-            paths=frozenset({contract.name, f"{contract.name}/versions/{contract.version}"}),
-            headers=OF_JSON.plus(*about),
+            rows_codec=None
+            if rows_unsupported_reason(contract)
+            else RowsCodec(contract, max_rows=max_rows),
+            open_inference_codec=OpenInferenceCodec(contract, max_rows=max_rows),
+            path_names=frozenset({contract.name, f"{contract.name}/versions/{contract.version}"}),
+            headers=JSON_HEADERS.plus(*about),
             headers_of_binary=Headers(BINARY, *about),
             contract_sha256=sha256_of(directory / CONTRACT_FILE),
             seconds_per_value=_seconds_per_value(contract, session),

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from artifact.contract import ContractMismatch
 from serving import logs
-from serving.inference.batcher import Runner
+from serving.inference.batcher import Batcher
 from serving.inference.model import Model
 from serving.metrics.metrics import Metrics
 from serving.workers.backoff import Backoff
@@ -38,7 +38,7 @@ class Reloader:
         served_version: SharedValue[ServedVersion],
         *,
         any_ready: SharedValue[bool],
-        runner: Runner,
+        batcher: Batcher,
         metrics: Metrics,
         open_model: Callable[[ServedVersion], Model],
         serve: Callable[[Model], None],
@@ -46,7 +46,7 @@ class Reloader:
     ) -> None:
         self._served_version = served_version
         self._any_ready = any_ready
-        self._runner = runner
+        self._batcher = batcher
         self._metrics = metrics
         self._open_model = open_model
         self._serve = serve
@@ -146,8 +146,8 @@ class Reloader:
             return  # A worker without a model is not degraded but not ready.
         if version.is_same_artifact(self._opened):
             self._failure = None
-        self._runner.degraded = self._failure or version.degraded
-        self._metrics.degraded.set(self._runner.degraded is not None)
+        self._batcher.degraded = self._failure or version.degraded
+        self._metrics.degraded.set(self._batcher.degraded is not None)
 
 
 def failure_reason(error: Exception) -> str:

@@ -10,7 +10,7 @@ from artifact.contract import Array
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
+class InferenceRequest:
     """Inputs, arrays of the contract's dtypes, by name; and the names of outputs, in order."""
 
     inputs: dict[str, Array]

@@ -21,15 +21,15 @@ from artifact.verify import verify_files
 from serving import logs
 from serving.errors import RequestError
 from serving.http import infer, probes
-from serving.http.endpoint import Codec, Endpoint
+from serving.http.endpoint import Endpoint, Operation
 from serving.http.headers import REQUEST_ID
-from serving.http.infer import Infer
+from serving.http.infer import InferOperation
 from serving.http.inventory import Inventory
-from serving.http.predict import Predict
+from serving.http.predict import PredictOperation
 from serving.http.probes import send_error
 from serving.http.request_log import RequestContext, RequestRecorder
-from serving.inference.batcher import Runner
-from serving.inference.codecs.rows import Rows
+from serving.inference.batcher import Batcher
+from serving.inference.codecs.rows import RowsCodec
 from serving.inference.model import Model
 from serving.inference.reloader import Reloader, failure_reason
 from serving.metrics.counters import Counters
@@ -73,25 +73,27 @@ class App:
         self._settings = settings
         self._verified = contract
         self._metrics = Metrics(self.counters, self.served_version if watches else None)
-        self._runner = Runner(self._metrics, max_rows=settings.max_batch_rows)
+        self._batcher = Batcher(self._metrics, max_rows=settings.max_batch_rows)
         self._reloader = Reloader(
             self.served_version,
             any_ready=self.any_ready,
-            runner=self._runner,
+            batcher=self._batcher,
             metrics=self._metrics,
             open_model=self._open,
             serve=self._serve,
             watches=watches,
         )
         self._fast_paths = {
-            "/predict": self._endpoint("/predict", Predict(Rows.encode, needs_labels=False)),
+            "/predict": self._endpoint(
+                "/predict", PredictOperation(RowsCodec.encode, needs_labels=False)
+            ),
             "/predict/label": self._endpoint(
-                "/predict/label", Predict(Rows.encode_labels, needs_labels=True)
+                "/predict/label", PredictOperation(RowsCodec.encode_labels, needs_labels=True)
             ),
         }
-        self._infer = self._endpoint(infer.ENDPOINT, Infer())
-        health = probes.health_probes(self._runner)
-        operations = probes.operations_probes(self._metrics, Inventory(settings, self._runner))
+        self._infer = self._endpoint(infer.ENDPOINT, InferOperation())
+        health = probes.health_probes(self._batcher)
+        operations = probes.operations_probes(self._metrics, Inventory(settings, self._batcher))
         management = [*health, *operations]
         public = health if settings.management_port is not None else management
         self._public_probes = {probe.path: probe for probe in public}
@@ -129,7 +131,7 @@ class App:
             yield
         finally:
             self._reloader.stop()
-            self._runner.close()
+            self._batcher.close()
 
     async def _start(self) -> None:
         try:
@@ -139,9 +141,9 @@ class App:
             raise
         self.any_ready.set(True)
 
-    def _endpoint(self, name: str, codec: Codec[Any]) -> Endpoint[Any]:
+    def _endpoint(self, name: str, codec: Operation[Any]) -> Endpoint[Any]:
         limit = self._settings.max_body_bytes
-        return Endpoint(codec, self._runner, self._recorder(name), max_body_bytes=limit)
+        return Endpoint(codec, self._batcher, self._recorder(name), max_body_bytes=limit)
 
     def _recorder(self, name: str) -> RequestRecorder:
         return RequestRecorder(self._metrics.endpoint(name), access_log=self._settings.access_log)
@@ -199,7 +201,7 @@ class App:
     def _create_fastapi_app(self) -> ASGIApp:
         from serving.api.fastapi_app import FastAPIApp  # noqa: PLC0415 - not imported at start-up
 
-        return FastAPIApp(self._runner, self._public_probes.values())
+        return FastAPIApp(self._batcher, self._public_probes.values())
 
     def _open(self, version: ServedVersion) -> Model:
         """Open a version. The files that were verified before the fork are not read again."""
@@ -212,7 +214,7 @@ class App:
     def _serve(self, model: Model) -> None:
         """Use this model for all requests from now on."""
         contract = model.contract
-        self._runner.serve(model)
+        self._batcher.serve(model)
         self._metrics.model_loaded(self._settings.mode, contract, model.load_seconds)
         logs.info(
             "model_loaded",

@@ -28,7 +28,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from serving.http.endpoint import Endpoint, Exchange, error_body
+from serving.http.endpoint import Endpoint, HttpExchange, error_body
 from serving.http.headers import CLOSE, JSON, REQUEST_ID, Headers, Pair
 
 _MAX_HEAD_BYTES = 1 << 16
@@ -69,7 +69,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._request_bytes = 0
         if self._pending:
             pending, self._pending = self._pending, None
-            self._handle(pending)
+            self._dispatch(pending)
 
     def send_400_response(self, msg: str) -> None:
         """Reject bytes that are not HTTP, with the JSON body that all errors have."""
@@ -122,12 +122,12 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             # A pipelined request, started from within the response to the one before. Handled in
             # the next turn of the event loop: many of them would exhaust the stack otherwise.
-            self.loop.call_soon(self._handle, exchange)
+            self.loop.call_soon(self._dispatch, exchange)
 
-    def _handle(self, exchange: "DirectExchange") -> None:
+    def _dispatch(self, exchange: "DirectExchange") -> None:
         # A drain waits until `tasks` is empty, and finally cancels the rest.
         self.tasks.add(exchange)  # type: ignore[arg-type] # not a task, but it has cancel()
-        exchange.handle()
+        exchange.forward()
 
     def _is_reading_a_head(self) -> bool:
         # uvicorn creates the scope in on_message_begin and adds the method in on_headers_complete.
@@ -179,7 +179,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-class DirectExchange(Exchange):
+class DirectExchange(HttpExchange):
     """A request on the fast path: its response is written to its connection directly."""
 
     __slots__ = ("_endpoint", "_protocol", "cycle")
@@ -192,12 +192,12 @@ class DirectExchange(Exchange):
         self._protocol = protocol
         self._endpoint = endpoint
 
-    def handle(self) -> None:
+    def forward(self) -> None:
         """Let the endpoint answer the request, whose body is complete."""
         self.body = bytes(self.cycle.body)
         # An idle connection keeps its last cycle, and would keep the body in memory.
         self.cycle.body = bytearray()
-        self._endpoint.take(self)
+        self._endpoint.handle(self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """Write the response."""
@@ -206,7 +206,7 @@ class DirectExchange(Exchange):
     def cancel(self, msg: str | None = None) -> None:  # noqa: ARG002 - the signature of a task
         """Answer with an error in the next turn of the event loop; uvicorn cancels its tasks."""
         error = asyncio.CancelledError()
-        self._protocol.loop.call_soon(self._endpoint.refuse, self, error)
+        self._protocol.loop.call_soon(self._endpoint.fail, self, error)
 
 
 def _do_nothing() -> None:

@@ -30,7 +30,7 @@ def value_type(dtype: Dtype) -> Any:
     return Annotated[int, Meta(ge=int(info.min), le=int(info.max) if info.max < 2**63 else None)]
 
 
-def said(error: Exception) -> tuple[str, str]:
+def parse_error(error: Exception) -> tuple[str, str]:
     """Return where a decoder found something wrong, such as `inputs[0]`, and what it said."""
     what, _, where = str(error).partition(" - at `$")
     # "JSON is malformed" stays as it is.

@@ -17,7 +17,7 @@ from msgspec import UNSET
 
 from artifact.contract import Array, Contract
 from serving.errors import RequestError
-from serving.inference.codecs.json_types import said
+from serving.inference.codecs.json_types import parse_error
 from serving.inference.codecs.tensor_codec import (
     DATATYPES,
     PARAMETERS,
@@ -26,7 +26,7 @@ from serving.inference.codecs.tensor_codec import (
     TensorCodec,
     to_binary,
 )
-from serving.inference.request import Asked
+from serving.inference.request import InferenceRequest
 
 # Parameters of Triton's extensions that would change what is inferred, or where it goes.
 _NOT_SERVED = ("classification", "shared_memory_region", "sequence_id")
@@ -48,14 +48,14 @@ class _Body(msgspec.Struct):
 
 
 @dataclass(slots=True, eq=False)
-class Request(Asked):
+class OpenInferenceRequest(InferenceRequest):
     """What a client asks for. id: its own, or "". binary: which outputs as binary data."""
 
     id: str
     binary: frozenset[str]
 
 
-class Tensors:
+class OpenInferenceCodec:
     """The codec of one contract; made once a model, never changed."""
 
     def __init__(self, contract: Contract, *, max_rows: int) -> None:
@@ -68,7 +68,7 @@ class Tensors:
         self._body = msgspec.json.Decoder(_Body)
         self._encoder = msgspec.json.Encoder()
 
-    def decode(self, body: bytes, json_bytes: int | None) -> Request:
+    def decode(self, body: bytes, json_bytes: int | None) -> OpenInferenceRequest:
         """Return the request that a body holds.
 
         json_bytes: how many of the body are JSON, the rest being binary data; None where all
@@ -93,9 +93,11 @@ class Tensors:
                 400, f"body: expected {end - size} bytes of binary data, got {len(body) - size}"
             )
         outputs, binary = self._asked_outputs(asked)
-        return Request(inputs, outputs, asked.id or "", binary)
+        return OpenInferenceRequest(inputs, outputs, asked.id or "", binary)
 
-    def encode(self, request: Request, outputs: list[Array]) -> tuple[bytes, int | None]:
+    def encode(
+        self, request: OpenInferenceRequest, outputs: list[Array]
+    ) -> tuple[bytes, int | None]:
         """Return the answer, and how many bytes of it are JSON if not all of them.
 
         outputs: in the order of request.outputs. In JSON what is no number is null.
@@ -211,7 +213,7 @@ class Tensors:
                 binary.add(output.name)
         return names, frozenset(binary)
 
-    def _decode_raw(self, body: bytes) -> Request:
+    def _decode_raw(self, body: bytes) -> OpenInferenceRequest:
         """Return the request whose body is the binary data of the one input, of one row."""
         if len(self._inputs) != 1:
             raise RequestError(
@@ -220,11 +222,11 @@ class Tensors:
             )  # fmt: skip
         ((name, codec),) = self._inputs.items()
         array = codec.from_raw(f'"{name}"', body, one_row=self._contract.batches)
-        return Request({name: array}, self._outputs, "", frozenset(self._outputs))
+        return OpenInferenceRequest({name: array}, self._outputs, "", frozenset(self._outputs))
 
 
 def _refuse(error: Exception) -> NoReturn:
-    where, what = said(error)
+    where, what = parse_error(error)
     raise RequestError(400, f"{where or 'body'}: {what}") from error
 
 

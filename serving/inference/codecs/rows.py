@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from artifact.contract import Array, Contract, Tensor, dimensions, numpy_dtype
 from serving.errors import RequestError
-from serving.inference.codecs.json_types import said, value_type
+from serving.inference.codecs.json_types import parse_error, value_type
 
 _SHOWN_CHARACTERS = 40
 _SHOWN_FEATURES = 10
@@ -23,7 +23,7 @@ _SHOWN_FIELDS = 5
 _EXPLAINED_BYTES = 1 << 18
 
 
-def why_no_rows(contract: Contract) -> str | None:
+def rows_unsupported_reason(contract: Contract) -> str | None:
     """Return why a model's requests cannot be written as rows of numbers, None if they can."""
     inputs = contract.required_inputs
     if len(inputs) == 1 and inputs[0].dtype != "string" and contract.prediction.dtype != "string":
@@ -55,10 +55,10 @@ def _as_many(contract: Contract) -> bool:
     return len(rows) == len(contract.golden.outputs.get(made.name, ())) > 1
 
 
-class Rows:
+class RowsCodec:
     """The codec of one contract; made once a model, never changed.
 
-    Only for contracts that why_no_rows() has nothing against.
+    Only for contracts that rows_unsupported_reason() has nothing against.
     """
 
     def __init__(self, contract: Contract, *, max_rows: int) -> None:
@@ -139,7 +139,7 @@ class Rows:
 
     def _repeat(self, error: Exception) -> NoReturn:
         """Raise what msgspec said: reading a large body again would hold others up."""
-        where, what = said(error)
+        where, what = parse_error(error)
         status = 413 if where == "data" and "length <=" in what else 400
         raise RequestError(status, f"{where or 'body'}: {what}") from error
 

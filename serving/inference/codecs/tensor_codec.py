@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from artifact.contract import Array, Dtype, Tensor, dimensions, numpy_dtype
 from serving.errors import RequestError
-from serving.inference.codecs.json_types import said, value_type
+from serving.inference.codecs.json_types import parse_error, value_type
 
 # What the Open Inference Protocol calls the dtypes of a contract.
 DATATYPES: dict[Dtype, str] = {
@@ -117,7 +117,7 @@ class TensorCodec:
             fitting = f"whole numbers that fit {self._datatype}"
             raise RequestError(400, f"{where}.data: expected {fitting}, got others") from error
         except (ValueError, RecursionError) as error:
-            at, what = said(error)
+            at, what = parse_error(error)
             if not isinstance(error, msgspec.DecodeError):
                 at, what = "", f"expected lists of shape {_shown(given.shape)}, got ragged ones"
             raise RequestError(400, f"{where}.data{at}: {what}") from error

@@ -10,9 +10,9 @@ import pytest
 
 from artifact.contract import Array, read_contract
 from serving.errors import RequestError
-from serving.inference.batcher import Runner
+from serving.inference.batcher import Batcher
 from serving.inference.model import Model
-from serving.inference.request import Asked
+from serving.inference.request import InferenceRequest
 from serving.metrics.counters import Counters
 from serving.metrics.metrics import Metrics
 from tests.onnx_files import FLOAT, INT64, save
@@ -23,25 +23,27 @@ Ask = Callable[[Array], Awaitable[list[Array]]]
 
 
 class Served:
-    """A model behind a runner, with requests that are all under way at once."""
+    """A model behind a batcher, with requests that are all under way at once."""
 
     def __init__(self, artifact: Path, *, seconds_per_value: float = 0.0) -> None:
         opened = Model.open(artifact, read_contract(artifact), max_rows=MAX_ROWS)
         self.model = dataclasses.replace(opened, seconds_per_value=seconds_per_value)
         self.metrics = Metrics(Counters(1))
-        self.runner = Runner(self.metrics, max_rows=MAX_ROWS)
+        self.batcher = Batcher(self.metrics, max_rows=MAX_ROWS)
 
     async def ask(self, rows: Array) -> list[Array]:
-        self.runner.serve(self.model)
+        self.batcher.serve(self.model)
         (name,) = (tensor.name for tensor in self.model.contract.inputs)
-        return await self.runner.run(self.model, Asked({name: rows}, self.model.output_names))
+        return await self.batcher.run(
+            self.model, InferenceRequest({name: rows}, self.model.output_names)
+        )
 
     def ask_all(self, requests: list[Array]) -> list[list[Array] | BaseException]:
         async def together() -> list[list[Array] | BaseException]:
             return await asyncio.gather(*map(self.ask, requests), return_exceptions=True)
 
         answers = asyncio.run(together())
-        self.runner.close()
+        self.batcher.close()
         return answers
 
     @property
@@ -177,9 +179,9 @@ def test_inputs_that_have_not_as_many_rows_are_no_neighbours(tmp_path: Path) -> 
     ]
 
     async def together() -> list[list[Array]]:
-        served.runner.serve(served.model)
-        asked = [Asked(inputs, served.model.output_names) for inputs in requests]
-        return await asyncio.gather(*(served.runner.run(served.model, one) for one in asked))
+        served.batcher.serve(served.model)
+        asked = [InferenceRequest(inputs, served.model.output_names) for inputs in requests]
+        return await asyncio.gather(*(served.batcher.run(served.model, one) for one in asked))
 
     assert served.model.batches
     for inputs, (x, y) in zip(requests, asyncio.run(together()), strict=True):
@@ -210,7 +212,7 @@ def test_whoever_went_away_is_no_hindrance(store: Path, requests: list[Array]) -
         return await third
 
     (answer,) = asyncio.run(cancel_one())
-    served.runner.close()
+    served.batcher.close()
 
     assert len(answer) == len(requests[2])
 
@@ -228,4 +230,4 @@ def test_a_request_in_the_thread_keeps_the_loop_free(store: Path, requests: list
         return turns
 
     assert asyncio.run(count_turns()) > 2
-    served.runner.close()
+    served.batcher.close()

@@ -7,7 +7,7 @@ import pytest
 
 from artifact.contract import Contract, Tensor
 from serving.errors import RequestError
-from serving.inference.codecs.rows import Rows, why_no_rows
+from serving.inference.codecs.rows import RowsCodec, rows_unsupported_reason
 from tests.serving.contracts import contract_of
 
 
@@ -15,8 +15,8 @@ def tensor(dtype: str, *shape: int | str | None) -> Tensor:
     return Tensor.model_validate({"name": "x", "dtype": dtype, "shape": shape})
 
 
-def rows_of(given: Tensor) -> Rows:
-    return Rows(contract_of([given], [tensor("float32", "N", 2)]), max_rows=8)
+def rows_of(given: Tensor) -> RowsCodec:
+    return RowsCodec(contract_of([given], [tensor("float32", "N", 2)]), max_rows=8)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_nan_and_infinity_are_null_in_an_answer() -> None:
 def test_a_model_that_takes_no_rows_says_what_it_takes(inputs: list[Tensor]) -> None:
     contract: Contract = contract_of(inputs, [tensor("float32", "N", 2)])
 
-    reason = why_no_rows(contract)
+    reason = rows_unsupported_reason(contract)
 
     assert reason is not None
     assert f'"x" {inputs[0].signature}' in reason
@@ -107,7 +107,7 @@ def test_a_model_that_takes_no_rows_says_what_it_takes(inputs: list[Tensor]) -> 
 @pytest.mark.parametrize("output", [tensor("float32"), tensor("float32", 3)])
 def test_a_model_that_gives_no_rows_says_what_it_gives(output: Tensor) -> None:
     """Three numbers for any number of rows are not a row each."""
-    reason = why_no_rows(contract_of([tensor("float32", "N", 2)], [output]))
+    reason = rows_unsupported_reason(contract_of([tensor("float32", "N", 2)], [output]))
 
     assert reason is not None
     assert f'gives "x" {output.signature}' in reason

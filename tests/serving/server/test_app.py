@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from artifact.contract import ContractMismatch, read_contract
 from model_in_image.source import ModelInImageSettings
 from serving.api import routes
-from serving.inference.batcher import Runner
+from serving.inference.batcher import Batcher
 from serving.inference.model import Model
 from serving.logs import JsonFormatter
 from serving.metrics.counters import Counters
@@ -231,9 +231,9 @@ def test_what_could_not_be_made_is_made_by_the_next_request(
 
 def test_every_path_of_fastapi_is_counted_under_its_name() -> None:
     """What counts is there before FastAPI is."""
-    runner = Runner(Metrics(Counters(1)), max_rows=1)
+    batcher = Batcher(Metrics(Counters(1)), max_rows=1)
     routers = [
-        routes.description(runner), routes.open_inference(runner), routes.documentation(),
+        routes.description(batcher), routes.open_inference(batcher), routes.documentation(),
         routes.page(),
     ]  # fmt: skip
     found = [route for router in routers for route in router.routes if isinstance(route, Route)]
