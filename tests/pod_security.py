@@ -1,6 +1,6 @@
-"""Kubernetes' restricted Pod Security Standard, as its admission decides it for Linux.
+"""Check a pod template against Kubernetes' restricted Pod Security Standard, for Linux.
 
-Written after https://kubernetes.io/docs/concepts/security/pod-security-standards/ and, for
+The rules are those of https://kubernetes.io/docs/concepts/security/pod-security-standards/ and, for
 image volumes, kubernetes/kubernetes#130394.
 """
 
@@ -30,21 +30,22 @@ def violations(template: Mapping[str, Any]) -> list[str]:
     """Return each field of a pod template that the restricted profile does not allow."""
     pod = template["spec"]
     context = pod.get("securityContext", {})
-    found = [*_of_pod(template), *_of_context(context, "pod")]
+    fields = [*_pod_fields(template), *_context_fields(context, "pod")]
     for container in containers(pod):
-        name, own = container["name"], container.get("securityContext", {})
-        found += [
+        name, container_context = container["name"], container.get("securityContext", {})
+        fields += [
             f"{name}: {field}"
             for field in [
-                *_of_context(own, name),
-                *_of_container(container, own),
-                *_of_both({**context, **own}),
+                *_context_fields(container_context, name),
+                *_container_fields(container, container_context),
+                # A container inherits the context of its pod.
+                *_missing_fields({**context, **container_context}),
             ]
         ]
-    return found
+    return fields
 
 
-def _of_pod(template: Mapping[str, Any]) -> Iterator[str]:
+def _pod_fields(template: Mapping[str, Any]) -> Iterator[str]:
     pod = template["spec"]
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(field):
@@ -61,8 +62,8 @@ def _of_pod(template: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
-def _of_context(context: Mapping[str, Any], of: str) -> Iterator[str]:
-    """What neither a pod nor a container may say."""
+def _context_fields(context: Mapping[str, Any], owner: str) -> Iterator[str]:
+    """Yield the fields of a security context that neither a pod nor a container may set."""
     linux = context.get("seLinuxOptions", {})
     seccomp = context.get("seccompProfile", {}).get("type", "RuntimeDefault")
     forbidden = {
@@ -75,10 +76,10 @@ def _of_context(context: Mapping[str, Any], of: str) -> Iterator[str]:
         "runAsNonRoot": context.get("runAsNonRoot") is False,
         "runAsUser": context.get("runAsUser") == 0,
     }
-    return (f"{of} says {field}" for field, is_said in forbidden.items() if is_said)
+    return (f"{owner} sets {field}" for field, is_set in forbidden.items() if is_set)
 
 
-def _of_container(container: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[str]:
+def _container_fields(container: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[str]:
     capabilities = context.get("capabilities", {})
     hooks = [container.get(probe, {}) for probe in _PROBES]
     hooks += container.get("lifecycle", {}).values()
@@ -92,11 +93,11 @@ def _of_container(container: Mapping[str, Any], context: Mapping[str, Any]) -> I
         "hostPort": any(port.get("hostPort") for port in container.get("ports", ())),
         "host of a probe or a hook": any(handler.get("host") for handler in handlers),
     }
-    return (field for field, is_so in forbidden.items() if is_so)
+    return (field for field, is_set in forbidden.items() if is_set)
 
 
-def _of_both(context: Mapping[str, Any]) -> Iterator[str]:
-    """What a container must have, of its own or from its pod."""
+def _missing_fields(context: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the fields that a container or its pod must set."""
     if context.get("runAsNonRoot") is not True:
         yield "no runAsNonRoot"
     if "type" not in context.get("seccompProfile", {}):

@@ -1,4 +1,4 @@
-"""k8s/kserve against the server that it starts: its settings, its ports and paths, its names."""
+"""k8s/kserve agrees with the server: its settings, ports, paths, and names."""
 
 import os
 from pathlib import Path
@@ -28,12 +28,12 @@ def service() -> Any:
 
 @pytest.fixture
 def container(runtime: Object) -> Any:
-    """The server's, by the name that KServe knows it by."""
+    """The server's container, which KServe finds by this name."""
     return named(runtime["containers"], "kserve-container")
 
 
-def set_by(runtime: Object, container: Object) -> dict[str, str]:
-    """The environment of the server as the kubelet makes it."""
+def environment_of(runtime: Object, container: Object) -> dict[str, str]:
+    """Return the environment of the server as the kubelet resolves it."""
     return environment({"metadata": {}, "spec": runtime}, container)
 
 
@@ -42,53 +42,53 @@ def test_the_service_names_the_runtime_and_the_protocol(runtime: Any, service: A
 
     assert model["runtime"] == only(render(KSERVE), "ServingRuntime")["metadata"]["name"]
     assert model["protocolVersion"] in runtime["protocolVersions"]
-    formats = [one["name"] for one in runtime["supportedModelFormats"]]
+    formats = [entry["name"] for entry in runtime["supportedModelFormats"]]
     assert model["modelFormat"]["name"] in formats
 
 
-def test_the_service_has_the_models_name(service: Any) -> None:
-    """KServe's clients ask /v2/models/<InferenceService>/infer."""
+def test_the_service_has_the_name_of_the_model(service: Any) -> None:
+    """KServe's clients send requests to /v2/models/<InferenceService>/infer."""
     name, version = service["spec"]["predictor"]["model"]["storageUri"].split("/")[-2:]
 
     assert service["metadata"]["name"] == name
     assert version == "1"
 
 
-def test_it_is_the_image_of_load_mode_with_settings_that_there_are(
+def test_the_runtime_is_the_model_load_image_with_existing_settings(
     runtime: Any, container: Any, service: Any
 ) -> None:
     assert container["image"] == "model_load"
     settings = {name.upper() for name in ModelLoadSettings.model_fields}
-    assert set(set_by(runtime, container)) <= settings
-    assert {one["name"] for one in service["spec"]["predictor"]["model"]["env"]} <= settings
+    assert set(environment_of(runtime, container)) <= settings
+    assert {entry["name"] for entry in service["spec"]["predictor"]["model"]["env"]} <= settings
 
 
-def test_it_may_run_where_pods_are_restricted(runtime: Any) -> None:
+def test_the_runtime_meets_the_restricted_pod_security_standard(runtime: Any) -> None:
     template = {"spec": {"containers": runtime["containers"]}}
 
     assert violations(template) == []
 
 
-def test_probes_and_predictions_are_where_it_serves(
+def test_the_server_answers_probes_and_predictions(
     store: Path, runtime: Any, container: Any
 ) -> None:
-    """Started by its environment, but for the port and for where the tests have an artifact."""
-    told = set_by(runtime, container)
+    """With the environment of the runtime, except for the port and the path of the model."""
+    values = environment_of(runtime, container)
     (port,) = container["ports"]
-    assert str(port["containerPort"]) == told["PORT"]
-    assert runtime["annotations"]["prometheus.kserve.io/port"] == told["PORT"]
-    assert told["MODEL_DIR"] == "/mnt/models"
-    here = {"PORT": "0", "MODEL_DIR": str(store / "iris" / "1")}
+    assert str(port["containerPort"]) == values["PORT"]
+    assert runtime["annotations"]["prometheus.kserve.io/port"] == values["PORT"]
+    assert values["MODEL_DIR"] == "/mnt/models"
+    local = {"PORT": "0", "MODEL_DIR": str(store / "iris" / "1")}
     clean = {"PATH": os.environ["PATH"]}
     data = {"inputs": [{"name": "input", "shape": [2, 4], "datatype": "FP32", "data": ROWS}]}
 
-    with ServerProcess("model_load", told | here, environment=clean) as running:
+    with ServerProcess("model_load", values | local, environment=clean) as running:
         running.wait_until_ready()
         for probe in PROBES:
             assert container[probe]["httpGet"]["port"] == port["name"]
             assert httpx.get(running.url + container[probe]["httpGet"]["path"]).status_code == 200
         path = runtime["annotations"]["prometheus.kserve.io/path"]
         assert httpx.get(running.url + path).status_code == 200
-        answer = httpx.post(f"{running.url}/v2/models/iris/infer", json=data)
+        response = httpx.post(f"{running.url}/v2/models/iris/infer", json=data)
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
