@@ -1,27 +1,34 @@
-"""The README's tables against the code: every setting, target and folder is documented."""
+"""Compare README.md and docs/ with the code: settings, targets, paths, links, labels, ports."""
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
+import pytest
 from pydantic.fields import FieldInfo
 
 from model_in_image.source import ModelInImageSettings
 from model_load.settings import ModelLoadSettings
+from tests import docs
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the table under a heading."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+ARCHITECTURE = docs.ROOT / "docs" / "architecture.md"
+MAX_README_WORDS = 1300
+README_LINES = range(150, 201)
+# Paths that a reader creates, or that commands write.
+CREATED = (
+    ".venv/",
+    "benchmarks/results.",
+    "compatibility.",
+    "docs/compatibility",
+    "k8s/model_in_image/server.yaml",
+    "models",
+    "sbom/",
+)
 
 
 def default(name: str, field: FieldInfo) -> str:
-    """A setting's default as the README writes it."""
+    """Return the default of a setting as docs/settings.md writes it."""
     if field.is_required():
         (mode,) = [
             settings.mode
@@ -32,10 +39,42 @@ def default(name: str, field: FieldInfo) -> str:
     return "none" if field.default is None else f"`{field.default}`"
 
 
-def test_every_setting_is_documented_as_it_is() -> None:
+def make_targets() -> set[str]:
+    """Return the targets of the Makefile, also those without a help line."""
+    makefile = (docs.ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][a-z0-9-]*):(?!=)", makefile, re.MULTILINE))
+
+
+def named_targets(text: str) -> set[str]:
+    """Return the targets of every `make …` in a text, in code or in a block."""
+    code = [*docs.code(text), *(block.text for block in docs.blocks(text))]
+    command = re.compile(r"(?:^|\$ |&& )make ([a-z][a-z0-9-]*[a-z0-9])", re.MULTILINE)
+    return {target for each in code for target in command.findall(each)}
+
+
+def named_paths(text: str) -> set[str]:
+    """Return the paths of this repository that a text names in code or in a plain diagram."""
+    diagrams = [block.text for block in docs.blocks(text) if block.language in ("", "yaml")]
+    words = [word for each in docs.code(text) for word in each.split()]
+    words += [word.strip(",:()") for each in diagrams for word in each.split()]
+    tops = {path.name for path in docs.ROOT.iterdir() if path.is_dir()}
+    files = {path.name for path in docs.ROOT.iterdir() if path.is_file()}
+    return {
+        word
+        for word in words
+        if re.fullmatch(r"[\w./-]+", word)
+        and ((word.partition("/")[0] in tops and "/" in word) or word in files)
+        and not word.startswith(CREATED)
+    }
+
+
+def test_every_setting_is_documented() -> None:
     fields = ModelLoadSettings.model_fields | ModelInImageSettings.model_fields
 
-    documented = {row[0].strip("`"): row[1:] for row in rows("Settings")}
+    documented = {
+        row[0].strip("`"): row[1:]
+        for row in docs.table(docs.ROOT / "docs" / "settings.md", "variable")
+    }
 
     assert documented == {
         name.upper(): [default(name, field), str(field.description)]
@@ -43,25 +82,82 @@ def test_every_setting_is_documented_as_it_is() -> None:
     }
 
 
-def test_every_command_of_the_readme_is_a_target() -> None:
-    helped = subprocess.run(
-        ["make", "help"], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout
-
-    targets = set(re.findall(r"^  make ([a-z0-9-]+) ", helped, re.MULTILINE))
-    assert set(re.findall(r"make ([a-z0-9-]+)[ `]", README)) <= targets
+@pytest.mark.parametrize("page", docs.TEXTS, ids=lambda page: page.name)
+def test_every_make_target_exists(page: Path) -> None:
+    assert named_targets(docs.read(page)) - make_targets() == set()
 
 
-def test_every_folder_of_the_readme_is_there() -> None:
-    named = {name for row in rows("Change it") for name in re.findall(r"`([a-z0-9_]+)/`", row[0])}
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+@pytest.mark.parametrize("page", docs.TEXTS, ids=lambda page: page.name)
+def test_every_path_exists(page: Path) -> None:
+    assert [path for path in named_paths(docs.read(page)) if not (docs.ROOT / path).exists()] == []
 
-    assert named == packages | {"k8s", "tests"}
+
+@pytest.mark.parametrize("page", docs.TEXTS, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_page_and_a_heading(page: Path) -> None:
+    broken = []
+    for link in docs.links(docs.read(page)):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in docs.anchors(docs.read(target))):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_page_is_linked_from_the_readme_and_the_index() -> None:
+    """A page without a link is never found."""
+    readme = {link.partition("#")[0] for link in docs.links(docs.read(docs.README))}
+    index_page = docs.ROOT / "docs" / "README.md"
+    index = {link.partition("#")[0] for link in docs.links(docs.read(index_page))}
+    pages = {page.name for page in docs.DOCS if page != index_page}
+
+    assert {f"docs/{name}" for name in pages} - readme == set()
+    assert pages - index == set()
+
+
+def test_the_readme_is_short() -> None:
+    """Comparable projects have 450 to 1,900 words; nobody reads more on the first day."""
+    text = docs.read(docs.README)
+
+    assert len(text.split()) <= MAX_README_WORDS
+    assert len(text.splitlines()) in README_LINES
 
 
 def test_the_first_screen_shows_a_command_and_its_output() -> None:
-    """A newcomer meets something that runs before anything else."""
-    screen = "\n".join(README.splitlines()[:25])
+    """A newcomer sees something that runs before anything else."""
+    screen = "\n".join(docs.read(docs.README).splitlines()[:25])
 
     assert "$ make run" in screen
     assert '{"prediction":["setosa","virginica"]}' in screen
+
+
+def test_every_folder_is_in_the_architecture() -> None:
+    rows = docs.table(ARCHITECTURE, "folder")
+    documented = {name for row in rows for name in re.findall(r"`([a-z0-9_]+)/`", row[0])}
+    packages = {path.parent.name for path in docs.ROOT.glob("*/__init__.py")}
+
+    assert documented == packages | {"k8s", "tests"}
+
+
+def test_the_layers_of_serving_are_those_that_are_enforced() -> None:
+    project = tomllib.loads((docs.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = {each["id"]: each for each in project["tool"]["importlinter"]["contracts"]}
+    layers = reversed(contracts["serving-layers"]["layers"])
+
+    assert f"\n{', '.join(layers)}\n" in docs.read(ARCHITECTURE)
+
+
+@pytest.mark.parametrize(
+    "symbol",
+    sorted(set(re.findall(r"`?([A-Z]\w+\.[a-z_]\w+)\b`?(?!\.md)", docs.read(ARCHITECTURE)))),
+)
+def test_every_method_in_the_architecture_exists(symbol: str) -> None:
+    """The path of a request names classes and methods; a renamed one must change there, too."""
+    name, _, method = symbol.partition(".")
+    grep = ["git", "grep", "--untracked", "-l", "-E", rf"^class {name}\b", "--", "*.py"]
+    files = subprocess.run(grep, cwd=docs.ROOT, capture_output=True, text=True, check=False).stdout
+
+    assert any(
+        f"def {method}(" in (docs.ROOT / file).read_text(encoding="utf-8") for file in files.split()
+    )
