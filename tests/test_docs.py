@@ -1,18 +1,24 @@
 """Compare README.md and docs/ with the code: settings, targets, paths, links, labels, ports."""
 
 import re
+import shutil
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from pydantic.fields import FieldInfo
 
 from model_in_image.source import ModelInImageSettings
 from model_load.settings import ModelLoadSettings
-from tests import docs
+from tests import docs, manifests
+from tests.fakes import unavailable
 
 ARCHITECTURE = docs.ROOT / "docs" / "architecture.md"
+CUSTOMIZE = docs.ROOT / "docs" / "customize.md"
 MAX_README_WORDS = 1300
 README_LINES = range(150, 201)
 # Paths that a reader creates, or that commands write.
@@ -161,3 +167,84 @@ def test_every_method_in_the_architecture_exists(symbol: str) -> None:
     assert any(
         f"def {method}(" in (docs.ROOT / file).read_text(encoding="utf-8") for file in files.split()
     )
+
+
+def rendered() -> Iterator[manifests.Object]:
+    """Yield every object of every deployment, on both tracks."""
+    for overlay in manifests.SERVERS:
+        for components in ((), (manifests.CANARY,)):
+            yield from manifests.render(overlay, components)
+
+
+def metadata(objects: Iterator[manifests.Object]) -> Iterator[Any]:
+    """Yield the metadata of objects and of their pods."""
+    for item in objects:
+        yield item["metadata"]
+        if item["kind"] == "Deployment":
+            yield item["spec"]["template"]["metadata"]
+
+
+def first_column(head: str) -> set[str]:
+    """Return the code in the first column of a table of the architecture."""
+    rows = docs.table(ARCHITECTURE, head)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+def test_every_label_is_in_the_architecture() -> None:
+    labels = {name for each in metadata(rendered()) for name in each.get("labels", {})}
+
+    assert first_column("label") == labels
+
+
+def test_every_annotation_is_in_the_architecture() -> None:
+    annotations = {name for each in metadata(rendered()) for name in each.get("annotations", {})}
+
+    assert first_column("annotation on pods") == annotations
+
+
+def test_every_port_is_in_the_architecture() -> None:
+    objects = list(rendered())
+    pods = [manifests.pod_of([each]) for each in objects if each["kind"] == "Deployment"]
+    ports = {
+        (str(port["containerPort"]), f"`{port['name']}`", "pods")
+        for pod in pods
+        for container in manifests.containers(pod)
+        for port in container.get("ports", ())
+    } | {
+        (str(port["port"]), f"`{port['name']}`", "Service")
+        for each in objects
+        if each["kind"] == "Service"
+        for port in each["spec"]["ports"]
+    }
+
+    assert {tuple(row[:3]) for row in docs.table(ARCHITECTURE, "port")} == ports
+
+
+def test_the_example_patch_appears_in_the_rendered_pod(tmp_path: Path) -> None:
+    """docs/customize.md: a readiness period, a memory limit, and a label for one mode."""
+    if shutil.which("kubectl") is None:
+        unavailable("needs kubectl")
+    patch, additions = (
+        block for block in docs.blocks(docs.read(CUSTOMIZE)) if block.language == "yaml"
+    )
+    assert patch.file_name is not None
+    shutil.copytree(docs.ROOT / "k8s", tmp_path / "k8s")
+    (tmp_path / patch.file_name).write_text(patch.text, encoding="utf-8")
+    file = (tmp_path / patch.file_name).parent / "kustomization.yaml"
+    kustomization = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for key, entries in yaml.safe_load(additions.text).items():
+        kustomization[key] = [*kustomization.get(key, []), *entries]
+    file.write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+
+    output = subprocess.run(
+        ["kubectl", "kustomize", file.parent], capture_output=True, text=True, check=True
+    ).stdout
+
+    deployment = manifests.only(list(yaml.safe_load_all(output)), "Deployment")
+    template = deployment["spec"]["template"]
+    server = manifests.server_of(template["spec"])
+    assert server["readinessProbe"]["periodSeconds"] == 2
+    assert server["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+    assert server["resources"]["limits"] == {"memory": "512Mi"}
+    assert template["metadata"]["labels"]["team"] == "vision"
+    assert "team" not in deployment["spec"]["selector"]["matchLabels"]
