@@ -159,9 +159,8 @@ class Canary:
     def _print_share(self, weight: int) -> None:
         canary, stable = self.track.replicas(), self.stable.replicas()
         print(
-            f"{self.track.name}: {canary} of {canary + stable} replicas, "
-            f"{_ALL * canary / (canary + stable):.0f} % (requested: {weight} %), run "
-            f"{self.track.current()}",
+            f"{self.track.name}: {self.track.current()} on {canary} of {canary + stable} "
+            f"replicas, {_ALL * canary / (canary + stable):.0f} % (requested: {weight} %)",
             flush=True,
         )
 
