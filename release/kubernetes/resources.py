@@ -21,12 +21,9 @@ _MIN_VOLUME_MIB = 1024
 _VOLUME_PER_MODEL = 2
 
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)((?:[KMGTPE]i)|[kMGTPE])?")
-_UNITS = {"": 1, "k": 10**3} | {
-    unit: size
-    for power, letter in enumerate("KMGTPE", start=1)
-    for unit, size in ((letter, 1000**power), (f"{letter}i", 1024**power))
-    if unit != "K"
-}
+_UNITS = {"": 1, "k": 1000}
+for _power, _letter in enumerate("KMGTPE", start=1):
+    _UNITS |= {_letter: 1000**_power, f"{_letter}i": 1024**_power}
 _COMPUTED = "computed from the model's size"
 
 
