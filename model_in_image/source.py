@@ -1,13 +1,10 @@
-"""Where the model is in image mode: a directory that the image was built with.
+"""Find the model of image mode: a directory that is a layer of the server's image."""
 
-Used by __main__.py; from the directory on, both modes are the same server.
-"""
-
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
+from artifact.uri import LocalPath
 from serving.settings import Mode, Settings
 from serving.workers.model_source import ModelSource
 
@@ -17,9 +14,9 @@ class ModelInImageSettings(Settings):
 
     mode: ClassVar[Mode] = "model_in_image"
 
-    model_dir: Path = Field(description="directory that holds model.onnx and contract.json")
+    model_dir: LocalPath = Field(description="directory that holds model.onnx and contract.json")
 
 
 def find(settings: ModelInImageSettings) -> ModelSource:
-    """Return the artifact's directory as a source; it is there, and there is never another."""
+    """Return the directory as a source that is ready at once and never changes."""
     return ModelSource(lambda: settings.model_dir)

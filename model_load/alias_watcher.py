@@ -1,7 +1,7 @@
-"""Follow an alias: pull and verify what it names, and only then let the workers serve it.
+"""Poll an alias; download and verify its version before the workers may serve it.
 
-Runs in a process of its own, which server.py starts and starts again: whatever a download
-or a model does to the process that tries it, the workers go on serving the last good one.
+Runs in a process of its own, which the server starts and restarts. If a download or a model
+crashes that process or exhausts its memory, the workers keep serving the last good version.
 """
 
 import os
@@ -29,76 +29,82 @@ from serving.inference.model import Model
 from serving.workers.model_source import ServedVersion
 from serving.workers.shared_value import SharedValue
 
-_LONGEST_PAUSE_SECONDS = 300.0
+_MAX_BACKOFF_SECONDS = 300.0
+# The share of MODEL_POLL_SECONDS by which each pause varies.
 _JITTER = 0.1
-# For the alias, which is read again at the next poll anyway.
+# Timeout of reading the alias. It is read again at the next poll, so a short one is enough.
 _READ_SECONDS = 5.0
-_LONGEST_REASON = 4096
+_MAX_REASON_CHARACTERS = 4096
 _NOT_REJECTED: dict[str, Any] = {"rejected": None, "rejection_reason": None, "rejections": 0}
-_COUNTED = ("reloads", "reload_seconds", "reload_failures")
-# The first to go when memory is short.
+_COUNTERS = ("reloads", "reload_seconds", "reload_failures")
+# The highest value: if memory is short, the kernel kills this process before any worker.
 _OOM_SCORE = "1000"
 
 
-class Follower:
-    """One alias, and what came of following it so far: that is in `current`.
+class AliasWatcher:
+    """Polls one alias and writes the version to serve, and every failure, into a shared value.
 
-    The alias is looked at on one thread and what it names is tried on another. This process
-    may be killed, or ends by itself when a try must end; the next one goes on from there.
+    The alias is read on the main thread; its version is downloaded and verified on another one.
+    The shared value holds the whole state, so this process may be killed, or exit to cancel an
+    attempt, and its successor resumes from there.
     """
 
     def __init__(self, settings: ModelLoadSettings, current: SharedValue[ServedVersion]) -> None:
         self._settings = settings
         self._poll_seconds = settings.model_poll_seconds or 0
         self._current = current
-        self._noting = threading.Lock()
+        # Serialises read-modify-write of the shared value between the two threads.
+        self._update_lock = threading.Lock()
         self._alias = _alias(settings)
-        self._holding = ExitStack()
-        self._trying: threading.Thread | None = None
+        # Protects the served version from eviction.
+        self._served_lock = ExitStack()
+        self._attempt: threading.Thread | None = None
         self._verify_until = float("inf")
-        self._not_before = 0.0
+        self._retry_at = 0.0
         now = current.get()
-        with suppress(StoreError):  # gone from the cache: the first poll pulls it again
-            self._holding.enter_context(self._alias.hold(Path(now.directory)))
+        with suppress(StoreError):  # evicted from the cache: the first poll downloads it again
+            self._served_lock.enter_context(self._alias.lock_for_use(Path(now.directory)))
+        # A candidate at the start was left by a predecessor that did not survive it.
         if now.candidate:
-            self._refuse(
+            self._reject(
                 now.candidate, "the process that verified it was killed. Too little memory?"
             )
 
     def run(self) -> NoReturn:
-        """Look at the alias every MODEL_POLL_SECONDS, for as long as this process lives."""
+        """Poll the alias every MODEL_POLL_SECONDS until this process ends."""
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
         while True:
-            # Not all replicas at once.
+            # Jitter, so that the replicas do not poll the store at the same moment.
             time.sleep(self._poll_seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
             self.poll()
 
     def poll(self) -> None:
-        """Look once, and let what is named be tried; nothing else is tried for long."""
-        version = self._read()
-        if self._trying and self._trying.is_alive():
-            self._watch(version)
+        """Read the alias once and start, cancel, or continue an attempt to serve its version."""
+        version = self._read_alias()
+        if self._attempt and self._attempt.is_alive():
+            self._check_attempt(version)
         elif version is not None and self._is_served(version):
-            self._note(**_NOT_REJECTED)
+            self._update(**_NOT_REJECTED)
         elif version is not None and self._is_due(version):
             self._verify_until = float("inf")
-            self._trying = threading.Thread(target=self._try, args=(version,), name=version)
-            self._trying.start()
+            self._attempt = threading.Thread(target=self._try, args=(version,), name=version)
+            self._attempt.start()
 
-    def _read(self) -> str | None:
-        """Return the version that the alias names; None, and say why, where it cannot be read."""
+    def _read_alias(self) -> str | None:
+        """Return the version that the alias names; record the error and return None on failure."""
         now = self._current.get()
         try:
             version = self._alias.version()
-        except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
+        except BaseException as error:  # noqa: BLE001 - a panic of obstore is a BaseException
             reason = _reason(error)
+            # Logged once per outage; the metric counts every failed poll.
             if now.alias_error is None:
                 logs.error("alias_not_read", served=now.version, reason=reason)
-            named = f"{self._alias.uri.name}@{self._alias.uri.alias}"
-            self._note(alias_error=self._fit_to_show(f"{named}: {reason}"), reload_failures=1)
+            alias = f"{self._alias.uri.name}@{self._alias.uri.alias}"
+            self._update(alias_error=self._redact(f"{alias}: {reason}"), reload_failures=1)
             return None
-        self._note(alias_error=None, polled_at=time.time())
+        self._update(alias_error=None, polled_at=time.time())
         return version
 
     def _is_served(self, version: str) -> bool:
@@ -106,84 +112,90 @@ class Follower:
         return version == now.version and (Path(now.directory) / MODEL_FILE).is_file()
 
     def _is_due(self, version: str) -> bool:
-        return version != self._current.get().rejected or time.monotonic() >= self._not_before
+        return version != self._current.get().rejected or time.monotonic() >= self._retry_at
 
-    def _watch(self, version: str | None) -> None:
-        """End the try under way, and this process with it, when it is late or not wanted now."""
-        tried = str(self._current.get().candidate)
-        if version not in (None, tried):
-            logs.info("try_abandoned", version=tried, wanted=version)
-            self._note(candidate=None)
+    def _check_attempt(self, version: str | None) -> None:
+        """Cancel the running attempt if the alias has moved or its golden rows take too long.
+
+        A download and a run of a model cannot be interrupted in a thread, so this process exits.
+        """
+        candidate = str(self._current.get().candidate)
+        if version not in (None, candidate):
+            logs.info("try_abandoned", version=candidate, wanted=version)
+            self._update(candidate=None)
             os._exit(0)
         if time.monotonic() > self._verify_until:
             seconds = self._settings.model_pull_seconds
-            self._refuse(tried, f"its golden rows took longer than {seconds:g} s")
+            self._reject(candidate, f"its golden rows took longer than {seconds:g} s")
             os._exit(0)
 
     def _try(self, version: str) -> None:
-        """Make a version the one that is current; whatever goes wrong, leave the last good one."""
+        """Download and verify a version and let the workers serve it; reject it on any error."""
         if version != self._current.get().rejected:
-            self._note(**_NOT_REJECTED)
-        self._note(candidate=version)
+            self._update(**_NOT_REJECTED)
+        self._update(candidate=version)
         try:
-            self._move(version)
-        except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
-            self._refuse(version, _reason(error))
+            self._promote(version)
+        except BaseException as error:  # noqa: BLE001 - a panic of obstore is a BaseException
+            self._reject(version, _reason(error))
 
-    def _move(self, version: str) -> None:
-        began = time.monotonic()
+    def _promote(self, version: str) -> None:
+        started = time.monotonic()
         directory = self._alias.artifact(version)
-        with ExitStack() as holding:
-            holding.enter_context(self._alias.hold(directory))
+        with ExitStack() as candidate_lock:
+            candidate_lock.enter_context(self._alias.lock_for_use(directory))
             self._verify_until = time.monotonic() + self._settings.model_pull_seconds
             contract = verify_files(directory)
             Model.open(directory, contract, max_rows=self._settings.max_batch_rows)
+            # The alias may have moved during the download: never serve a withdrawn version.
             if self._alias.version() != version:
-                self._note(candidate=None)  # moved on meanwhile: never serve what was withdrawn
+                self._update(candidate=None)
                 return
-            self._holding.close()
-            self._holding = holding.pop_all()
-        self._note(
+            self._served_lock.close()
+            self._served_lock = candidate_lock.pop_all()
+        self._update(
             version=version,
             directory=str(directory),
             candidate=None,
             reloads=1,
-            reload_seconds=time.monotonic() - began,
+            reload_seconds=time.monotonic() - started,
             **_NOT_REJECTED,
         )
 
-    def _refuse(self, version: str, reason: str) -> None:
-        """Keep what is served and say why: as an error once a reason, and later try again."""
+    def _reject(self, version: str, reason: str) -> None:
+        """Keep the served version, record why the candidate failed, and schedule a retry."""
         now = self._current.get()
-        shown = self._fit_to_show(f"{self._alias.uri.name}/{version}: {reason}")
-        if version != now.rejected or _without_numbers(shown) != _without_numbers(
+        public_reason = self._redact(f"{self._alias.uri.name}/{version}: {reason}")
+        # Logged once per reason. Durations and sizes differ at each retry and are ignored.
+        if version != now.rejected or _without_numbers(public_reason) != _without_numbers(
             now.rejection_reason or ""
         ):
             logs.error("model_refused", version=version, served=now.version, reason=reason)
         rejections = now.rejections + 1 if version == now.rejected else 1
-        pause = min(_LONGEST_PAUSE_SECONDS, self._poll_seconds * 2 ** min(rejections - 1, 30))
-        self._not_before = time.monotonic() + pause
-        self._note(
+        # At most 2**30, because a float overflows at 2**1024.
+        backoff = min(_MAX_BACKOFF_SECONDS, self._poll_seconds * 2 ** min(rejections - 1, 30))
+        self._retry_at = time.monotonic() + backoff
+        self._update(
             candidate=None,
             rejected=version,
-            rejection_reason=shown,
+            rejection_reason=public_reason,
             rejections=rejections,
             reload_failures=1,
         )
 
-    def _fit_to_show(self, reason: str) -> str:
-        """Return a reason without credentials, addresses and folders: every client may read it."""
+    def _redact(self, reason: str) -> str:
+        """Return a reason without credentials, addresses and paths: /metadata shows it."""
         reason = redact(reason)
         if self._alias.uri.store:
             reason = re.sub(rf"(?<!\w){re.escape(self._alias.uri.store)}/", "<store>/", reason)
-        return re.sub(r"(\w+:/|(?<![\w>]))/\S+", "<path>", reason)[:_LONGEST_REASON]
+        return re.sub(r"(\w+:/|(?<![\w>]))/\S+", "<path>", reason)[:_MAX_REASON_CHARACTERS]
 
-    def _note(self, **changed: Any) -> None:
-        """Change what is current; what is counted is added to what it was."""
-        with self._noting:
+    def _update(self, **changes: Any) -> None:
+        """Change fields of the shared value; values of counters are added."""
+        with self._update_lock:
             now = self._current.get()
-            added = {name: getattr(now, name) + changed.pop(name, 0) for name in _COUNTED}
-            self._current.set(replace(now, **added, **changed))
+            counters = {name: getattr(now, name) + changes.pop(name, 0) for name in _COUNTERS}
+            self._current.set(replace(now, **counters, **changes))
 
 
 def _alias(settings: ModelLoadSettings) -> Alias:

@@ -1,6 +1,6 @@
-"""`python -m model_load pull --to DIR`: the pull alone.
+"""Download an artifact without serving it: `python -m model_load pull --to DIR`.
 
-Leaves DIR/model.onnx and DIR/contract.json, the contract last, or nothing.
+Leaves DIR/model.onnx and DIR/contract.json, the contract last; nothing if it fails.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from serving import logs
 
 
 def pull(arguments: list[str]) -> int:
-    """Pull MODEL_URI into a directory; return the exit status."""
+    """Download the artifact of MODEL_URI into a directory; return the exit status."""
     parser = argparse.ArgumentParser("python -m model_load pull", description=__doc__)
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to leave it")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="target directory")
     directory: Path = parser.parse_args(arguments).to
-    # Unlike a server that was asked to stop, a pull that was has not done what it was for;
-    # and obstore does not let Python's own handlers run while it waits.
+    # Let signals kill the process. A server that is stopped exits with 0, but a stopped pull has
+    # failed; and Python's own handlers do not run while obstore blocks the main thread.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -35,7 +35,7 @@ def pull(arguments: list[str]) -> int:
         logs.configure(settings.log_level)
         _pull(settings, directory)
     except (StoreError, ContractMismatch) as error:
-        print(f"model_load pulls nothing. {redact(str(error))}", file=sys.stderr)  # noqa: T201
+        print(f"model_load pull failed: {redact(str(error))}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
@@ -46,23 +46,27 @@ def _pull(settings: ModelLoadSettings, directory: Path) -> None:
         raise StoreError("MODEL_URI: expected to be set, it is not: there is nothing to pull")
     staging = directory / ".pulling"
     try:
-        if is_bucket(uri):
-            cache = Cache(staging, None)
-            pulled = Pull(ArtifactUri.parse(uri), Deadline(settings.model_pull_seconds)).into(cache)
-        else:
-            pulled = local_artifact(uri)
-        verify_files(pulled, settings.contract_sha256)
+        artifact = _artifact(uri, staging, settings.model_pull_seconds)
+        verify_files(artifact, settings.contract_sha256)
         staging.mkdir(parents=True, exist_ok=True)
         for name in (MODEL_FILE, CONTRACT_FILE):
-            beside = staging / name
+            staged = staging / name
             if is_bucket(uri):
-                # Out of the cache that ends with this process: a large model is there once.
-                (pulled / name).resolve().replace(beside)
+                # Moved, not copied, so that a large model needs its space only once.
+                (artifact / name).resolve().replace(staged)
             else:
-                shutil.copyfile(pulled / name, beside)
-            beside.chmod(0o644)
-            beside.replace(directory / name)
+                shutil.copyfile(artifact / name, staged)
+            staged.chmod(0o644)
+            staged.replace(directory / name)
     except OSError as error:
         raise StoreError(f"--to {directory}: {error.strerror}: {error.filename}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _artifact(uri: str, staging: Path, seconds: float) -> Path:
+    """Return the directory of the artifact: downloaded into `staging`, or in its local store."""
+    if not is_bucket(uri):
+        return local_artifact(uri)
+    pull = Pull(ArtifactUri.parse(uri), Deadline(seconds))
+    return pull.download_to_cache(Cache(staging, None))

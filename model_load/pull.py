@@ -1,8 +1,8 @@
-"""Get an artifact from a bucket: contract first, then the model, verified on the way.
+"""Download an artifact from a bucket into the cache: contract first, then the model.
 
-Called by source.py in a process of its own, and by command.py. A model
-is downloaded into the cache beside its final place and renamed there once its sha256 is
-right, so what can be seen is whole.
+The model is downloaded beside its final path and renamed once its sha256 is verified, so readers
+of the cache see complete models only. Uses obstore, which hangs in the children of a process that
+has used it: never import this module in a process that forks.
 """
 
 import hashlib
@@ -37,41 +37,46 @@ from artifact.uri import ArtifactUri
 from model_load.cache import Cache, Entry
 from serving import logs
 
-# Small, for what is still below it when a body breaks is lost.
+# 64 KiB. If a response breaks off, obstore drops the bytes that do not fill a chunk yet, so a
+# larger chunk would be downloaded again.
 _CHUNK_BYTES = 1 << 16
-# What obstore says when a whole object is the answer to a Range.
+# The text of obstore's error if a server answers a Range request with the whole object.
 _NO_RANGE = "non-partial response"
-_LARGEST_CONTRACT_BYTES = 1 << 28
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 10.0
+# 256 MiB. A contract is read into memory.
+_MAX_CONTRACT_BYTES = 1 << 28
+_MIN_BACKOFF_SECONDS = 0.2
+_MAX_BACKOFF_SECONDS = 10.0
 _PROGRESS_SECONDS = 5.0
 
 Result = TypeVar("Result")
 
 
 class PullError(StoreError):
-    """An artifact that cannot be had: names the URI, the cause, and what to check."""
+    """An artifact cannot be downloaded: names the URI, the cause, and what to check."""
 
 
 @dataclass
 class Deadline:
-    """When a pull gives up, and how long it waits before each new try.
+    """When a pull gives up, and how long it waits before each retry."""
 
-    total_seconds: of the whole pull, retries included. read_seconds: of silence.
-    """
-
+    # For the whole pull, retries included.
     total_seconds: float
+    # Without any byte from the server.
     read_seconds: float = READ_SECONDS
     _started: float = field(default_factory=time.monotonic, init=False)
 
     def left(self) -> float:
-        """Return the seconds that are left, 0 when there are none."""
+        """Return the remaining seconds, at least 0."""
         return max(0.0, self._started + self.total_seconds - time.monotonic())
 
-    def pause(self, failures: int) -> bool:
-        """Wait before another try, longer each time and never as others do; False when late."""
-        longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**failures)
-        seconds = random.uniform(longest / 2, longest)  # noqa: S311 - jitter, no secret
+    def backoff(self, failures: int) -> bool:
+        """Sleep before the next attempt; return False, at once, if the deadline comes first.
+
+        The pause doubles with each failure. It is random, so that the replicas of a deployment do
+        not retry at the same moment.
+        """
+        longest = min(_MAX_BACKOFF_SECONDS, _MIN_BACKOFF_SECONDS * 2**failures)
+        seconds = random.uniform(longest / 2, longest)  # noqa: S311 - jitter, not a secret
         if seconds >= self.left():
             return False
         time.sleep(seconds)
@@ -79,10 +84,7 @@ class Deadline:
 
 
 class Pull:
-    """One pull of one artifact.
-
-    store: where it is, if that is open already.
-    """
+    """One pull of one artifact; `store` is its bucket, if that is open already."""
 
     def __init__(
         self, uri: ArtifactUri, deadline: Deadline, store: ObjectStore | None = None
@@ -95,7 +97,7 @@ class Pull:
             raise PullError(f"MODEL_URI: {uri.uri}: {error}") from None
 
     def version(self) -> str:
-        """Return the version that the URI names, through its alias if it has one."""
+        """Return the version that the URI names; reads the alias if it has one."""
         if self._uri.alias is None:
             return self._uri.version
         text = self._read(self._uri.alias_path).decode(errors="replace").strip()
@@ -104,8 +106,8 @@ class Pull:
     def contract(self, version: str) -> tuple[Contract, bytes]:
         """Return the contract of a version, and its bytes.
 
-        Raises ContractMismatch as parse_contract does, and StoreError when it is that of
-        another artifact than the URI says.
+        Raises ContractMismatch if it is invalid, and StoreError if it belongs to another artifact
+        than the URI names.
         """
         path = f"{self._uri.name}/{version}/{CONTRACT_FILE}"
         content = self._read(path)
@@ -114,65 +116,69 @@ class Pull:
         replace(self._uri, version=version).check_contract(contract)
         return contract, content
 
-    def within(self, seconds: float) -> Self:
-        """Return another pull of the same artifact, over the same connections."""
+    def with_timeout(self, seconds: float) -> Self:
+        """Return a new pull of the same artifact, with a new deadline and the same connections."""
         return type(self)(self._uri, replace(self._deadline, total_seconds=seconds), self._store)
 
-    def into(self, cache: Cache, version: str | None = None) -> Path:
-        """Return the directory of the artifact in the cache, downloaded unless it is there.
+    def download_to_cache(self, cache: Cache, version: str | None = None) -> Path:
+        """Return the directory of the artifact in the cache; download it if it is missing.
 
-        version: of those that the URI's alias may name; by default what it names now.
-        Raises PullError or StoreError, and ContractMismatch for what is no contract.
+        version: by default the one that the URI names. Raises PullError or StoreError, and
+        ContractMismatch if the contract is invalid.
         """
         contract, content = self.contract(version or self.version())
-        with cache.alone_with(contract.model.sha256, self._deadline.left()) as entry:
-            if not entry.is_right(contract.model):
-                cache.make_room(entry, contract.model.size_bytes)
+        with cache.locked_entry(contract.model.sha256, self._deadline.left()) as entry:
+            if not entry.is_valid(contract.model):
+                cache.evict_until_fits(entry, contract.model.size_bytes)
                 self._fetch(contract, entry)
             return entry.artifact(content)
 
     def _fetch(self, contract: Contract, entry: Entry) -> None:
-        """Download a model; once more when its sha256 is wrong: a proxy may hold an old copy."""
+        """Download a model and verify its sha256; download it once more on a mismatch."""
         path = f"{contract.name}/{contract.version}/{MODEL_FILE}"
+        # Twice, because a proxy may have an old copy of an object that was replaced by hand.
         for attempt in (1, 2):
-            came = self._download(path, contract.model, entry.partial)
-            if came == contract.model.sha256:
-                entry.keep()
+            actual = self._download(path, contract.model, entry.partial)
+            if actual == contract.model.sha256:
+                entry.commit()
                 return
             entry.partial.unlink()
-            logs.info("model_corrupt", attempt=attempt, expected=contract.model.sha256, got=came)
+            logs.info("model_corrupt", attempt=attempt, expected=contract.model.sha256, got=actual)
         raise PullError(
-            f"{self._uri.store}/{path}: sha256 expected {contract.model.sha256}, got {came}, "
+            f"{self._uri.store}/{path}: sha256 expected {contract.model.sha256}, got {actual}, "
             "twice. Publish the model again, as another version."
         )
 
     def _download(self, path: str, model: ModelFile, partial: Path) -> str:
-        """Stream an object to a file, going on where a body broke; return the file's sha256."""
+        """Download an object to a file, resuming after interruptions; return the file's sha256."""
         with partial.open("wb") as file:
             download = _Download(self._store, path, file, model.size_bytes, self._deadline)
-            self._retried(path, download.go_on)
+            self._retry(path, download.resume)
         logs.info("model_pulled", bytes=download.received, seconds=round(download.seconds(), 3))
         return download.sha256.hexdigest()
 
     def _read(self, path: str) -> bytes:
         def read() -> bytes:
-            found = obstore.get(self._store, path)
-            if found.meta["size"] > _LARGEST_CONTRACT_BYTES:
+            response = obstore.get(self._store, path)
+            if response.meta["size"] > _MAX_CONTRACT_BYTES:
                 raise PullError(
-                    f"{self._uri.store}/{path}: expected at most {_LARGEST_CONTRACT_BYTES} bytes, "
-                    f"got {found.meta['size']}"
+                    f"{self._uri.store}/{path}: expected at most {_MAX_CONTRACT_BYTES} bytes, "
+                    f"got {response.meta['size']}"
                 )
-            return bytes(found.bytes())
+            return bytes(response.bytes())
 
-        return self._retried(path, read)
+        return self._retry(path, read)
 
-    def _retried(self, path: str, ask: Callable[[], Result]) -> Result:
-        """Ask again what is worth it, until the time is over; the rest is an error at once."""
+    def _retry(self, path: str, request: Callable[[], Result]) -> Result:
+        """Return the result of a request; repeat it after network and server errors.
+
+        Raises PullError after the deadline, and at once for errors that a retry does not change.
+        """
         where = f"{self._uri.store}/{path}"
         failures = 0
         while True:
             try:
-                return ask()
+                return request()
             except FileNotFoundError:
                 raise PullError(
                     f"{where}: not found. Check MODEL_URI, and that this version was published."
@@ -185,17 +191,17 @@ class Pull:
             except GenericError as error:
                 failures += 1
                 logs.info("pull_retried", uri=where, failures=failures, reason=_reason(error))
-                if not self._deadline.pause(failures):
+                if not self._deadline.backoff(failures):
                     raise PullError(
                         f"{where}: gave up after {self._deadline.total_seconds:g} s and {failures} "
-                        f"tries: {_reason(error)}. Check that the store can be reached from here."
+                        f"attempts: {_reason(error)}. Check that this process can reach the store."
                     ) from None
             except BaseError as error:
                 raise PullError(f"{where}: {_reason(error)}") from None
 
 
 class _Download:
-    """A file that grows until it is as long as its object, over as many requests as it takes."""
+    """The download of one object into a file, over as many requests as it takes."""
 
     def __init__(
         self, store: ObjectStore, path: str, file: IO[bytes], size_bytes: int, deadline: Deadline
@@ -206,50 +212,56 @@ class _Download:
         self._file = file
         self._size_bytes = size_bytes
         self._e_tag: str | None = None
-        self._started = self._shown = time.monotonic()
+        self._started = self._reported = time.monotonic()
+        # All bytes from the network, those that were discarded and downloaded again included.
         self.received = 0
         self.sha256 = hashlib.sha256()
 
     def seconds(self) -> float:
-        """Return how long it has taken so far."""
+        """Return the duration so far."""
         return time.monotonic() - self._started
 
-    def go_on(self) -> None:
-        """Append what is missing. Raises what obstore raises; then what came is kept."""
-        for piece in self._pieces():
-            self._file.write(piece)
-            self.sha256.update(piece)
-            self.received += len(piece)
+    def resume(self) -> None:
+        """Append the missing bytes. If obstore raises an error, the received bytes are kept."""
+        for chunk in self._chunks():
+            self._file.write(chunk)
+            self.sha256.update(chunk)
+            self.received += len(chunk)
             if self._file.tell() > self._size_bytes:
                 raise PullError(
                     f"{self._path}: expected {self._size_bytes} bytes, got more. Publish the model "
                     "again, as another version."
                 )
+            # The read timeout does not end a connection that delivers a byte now and then.
             if not self._deadline.left():
                 raise PullError(
                     f"{self._path}: gave up after {self._deadline.total_seconds:g} s with "
                     f"{self._file.tell()} of {self._size_bytes} bytes. Check MODEL_PULL_SECONDS."
                 )
-            self._show_progress()
+            self._log_progress()
         self._file.flush()
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _chunks(self) -> Iterator[bytes]:
         offset = self._file.tell()
         if offset == self._size_bytes:
             return
-        found = self._rest(offset, self._e_tag) if offset and self._e_tag else None
-        if found is None:
+        response = self._get_rest(offset, self._e_tag) if offset and self._e_tag else None
+        if response is None:
             self._file.seek(0)
             self._file.truncate()
             self.sha256 = hashlib.sha256()
-            found = obstore.get(self._store, self._path)
-            self._e_tag = found.meta["e_tag"]
-        yield from map(bytes, found.stream(min_chunk_size=_CHUNK_BYTES))
+            response = obstore.get(self._store, self._path)
+            self._e_tag = response.meta["e_tag"]
+        yield from map(bytes, response.stream(min_chunk_size=_CHUNK_BYTES))
 
-    def _rest(self, offset: int, e_tag: str) -> "obstore.GetResult | None":
-        """Return the object from an offset on; None when it has changed, or cannot be cut."""
+    def _get_rest(self, offset: int, e_tag: str) -> "obstore.GetResult | None":
+        """Request the object from an offset on.
+
+        Returns None if the object has changed or the server does not support Range: the download
+        then has to start again.
+        """
         try:
-            found = obstore.get(
+            response = obstore.get(
                 self._store, self._path, options={"range": {"offset": offset}, "if_match": e_tag}
             )
         except GenericError as error:
@@ -258,18 +270,18 @@ class _Download:
             raise
         except (PreconditionError, NotSupportedError):
             return None
-        # Many servers know no If-Match.
-        return found if found.meta["e_tag"] == e_tag and found.range[0] == offset else None
+        # Many servers ignore If-Match, so compare the ETag as well.
+        matches = response.meta["e_tag"] == e_tag and response.range[0] == offset
+        return response if matches else None
 
-    def _show_progress(self) -> None:
+    def _log_progress(self) -> None:
         now = time.monotonic()
-        if now - self._shown < _PROGRESS_SECONDS:
+        if now - self._reported < _PROGRESS_SECONDS:
             return
-        self._shown = now
-        done = self._file.tell()
+        self._reported = now
         logs.info(
             "model_pulling",
-            bytes=done,
+            bytes=self._file.tell(),
             of_bytes=self._size_bytes,
             bytes_per_second=int(self.received / self.seconds()),
         )

@@ -1,6 +1,6 @@
-"""Where the model is in load mode: in a model store, named by MODEL_URI.
+"""Find the model of load mode: an artifact in a model store, named by MODEL_URI, or MODEL_DIR.
 
-Used by __main__.py; from the directory on, both modes are the same server.
+Returns a verified local directory, like image mode; the server does not know the difference.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from artifact.errors import StoreError
 from artifact.redact import redact
 from artifact.uri import ArtifactUri, is_bucket
 from model_load.alias import local_artifact
-from model_load.cache import Cache, hold
+from model_load.cache import Cache, lock_for_use
 from model_load.settings import ModelLoadSettings
 from serving.workers.forked import ForkedTask
 from serving.workers.model_source import ModelSource, ServedVersion
@@ -24,73 +24,79 @@ from serving.workers.shared_value import SharedValue
 
 
 def find(settings: ModelLoadSettings) -> ModelSource:
-    """Begin to get the artifact; return what waits for it, and what follows its alias.
+    """Start to get the artifact; return how to wait for it and how to watch its alias.
 
-    A local one is opened in place. One in a bucket is pulled by a child while this process
-    goes on. Raises StoreError, at once or from the wait, that names the URI and what to check.
+    A local artifact is opened in place. One in a bucket is downloaded by a child process while
+    this process continues its start-up. Raises StoreError, at once or from the wait, that names
+    the URI and what to check.
     """
     if settings.model_dir is not None:
         directory = settings.model_dir
         return ModelSource(lambda: directory)
-    uri, holding = str(settings.model_uri), contextlib.ExitStack()
+    uri, cache_lock = str(settings.model_uri), contextlib.ExitStack()
     if is_bucket(uri):
-        wait = _begin_to_pull(ArtifactUri.parse(uri), settings, holding)
+        wait = _start_pull(ArtifactUri.parse(uri), settings, cache_lock)
     else:
         path = local_artifact(uri)
         wait = partial(Path, path)
     if settings.model_poll_seconds is None:
         return ModelSource(wait)
-    return ModelSource(wait, partial(_follow, settings, holding), holding.close)
+    return ModelSource(wait, partial(_watch, settings, cache_lock), cache_lock.close)
 
 
-def _begin_to_pull(
-    uri: ArtifactUri, settings: ModelLoadSettings, holding: contextlib.ExitStack
+def _start_pull(
+    uri: ArtifactUri, settings: ModelLoadSettings, cache_lock: contextlib.ExitStack
 ) -> Callable[[], Path]:
+    # In a child, because this process forks the workers: obstore hangs in a forked child if the
+    # parent has used it.
     child = ForkedTask(lambda: _pull(uri, settings))
 
     def wait() -> Path:
-        said = child.result()
-        directory = _result(uri, json.loads(said) if said else {})
-        holding.callback(os.close, hold(directory))
+        result = child.result()
+        directory = _directory(uri, json.loads(result) if result else {})
+        cache_lock.callback(os.close, lock_for_use(directory))
         return directory
 
     return wait
 
 
 def _pull(uri: ArtifactUri, settings: ModelLoadSettings) -> bytes:
-    """Pull, and return what came of it for the parent."""
-    said: dict[str, Any]
+    """Download the artifact; return the directory or the error as JSON, for the parent."""
+    result: dict[str, Any]
     try:
-        from model_load.pull import Deadline, Pull  # noqa: PLC0415 - never in the parent
+        from model_load.pull import Deadline, Pull  # noqa: PLC0415 - never in a process that forks
 
         cache = Cache(settings.model_cache_dir, settings.model_cache_max_bytes)
         pull = Pull(uri, Deadline(settings.model_pull_seconds))
-        said = {"directory": str(pull.into(cache))}
+        result = {"directory": str(pull.download_to_cache(cache))}
     except ContractMismatch as mismatch:
-        said = {"subject": mismatch.subject, "differences": mismatch.differences}
+        result = {"subject": mismatch.subject, "differences": mismatch.differences}
     except StoreError as error:
-        said = {"error": str(error)}
-    except BaseException as error:  # noqa: BLE001 - a panic of obstore is no Exception
-        said = {"error": f"{uri.uri}: {type(error).__name__}: {redact(str(error))}"}
-    return json.dumps(said).encode()
+        result = {"error": str(error)}
+    except BaseException as error:  # noqa: BLE001 - a panic of obstore is a BaseException
+        result = {"error": f"{uri.uri}: {type(error).__name__}: {redact(str(error))}"}
+    return json.dumps(result).encode()
 
 
-def _result(uri: ArtifactUri, said: dict[str, Any]) -> Path:
-    """Return what the child pulled; raises what it raised."""
-    if "differences" in said:
-        raise ContractMismatch(said["subject"], said["differences"])
-    if "directory" not in said:
-        raise StoreError(said.get("error", f"{uri.uri}: the pull was killed. Too little memory?"))
-    return Path(said["directory"])
+def _directory(uri: ArtifactUri, result: dict[str, Any]) -> Path:
+    """Return the directory from the child's result; raise the error that it reports."""
+    if "differences" in result:
+        raise ContractMismatch(result["subject"], result["differences"])
+    if "directory" not in result:
+        raise StoreError(result.get("error", f"{uri.uri}: the pull was killed. Too little memory?"))
+    return Path(result["directory"])
 
 
-def _follow(
+def _watch(
     settings: ModelLoadSettings,
-    inherited: contextlib.ExitStack,
+    inherited_lock: contextlib.ExitStack,
     current: SharedValue[ServedVersion],
 ) -> None:
-    from model_load.alias_watcher import Follower  # noqa: PLC0415 - not before the first pull has begun
+    # Imported here, because the import would delay the start of the first download.
+    from model_load.alias_watcher import AliasWatcher  # noqa: PLC0415
 
-    follower = Follower(settings, current)
-    inherited.close()  # it has a hold of its own
-    follower.run()
+    watcher = AliasWatcher(settings, current)
+    # The watcher has locked the version itself. The inherited lock would keep it in the cache
+    # even when another version is served.
+    inherited_lock.close()
+    watcher.run()

@@ -415,7 +415,7 @@ def test_serving_goes_on_while_the_store_is_away(
         server = followed(bucket.at(proxy.url).uri)
         with proxy.refusing():
             wait_until(lambda: server.degraded() is not None)
-            assert "Check that the store can be reached" in str(server.degraded())
+            assert "Check that this process can reach the store" in str(server.degraded())
             assert server.served() == "1"
             server.move("2")
 

@@ -19,7 +19,7 @@ from artifact.contract import read_contract
 from artifact.errors import StoreError
 from artifact.uri import ArtifactUri
 from artifact.verify import sha256_of
-from model_load.cache import Cache, hold
+from model_load.cache import Cache, lock_for_use
 from model_load.pull import Deadline, Pull, PullError
 from tests.artifacts import put_model
 from tests.fakes import STAND_INS, FileStandIn, HttpStandIn
@@ -82,7 +82,7 @@ def proxy(web: HttpStandIn) -> Iterator[FaultProxy]:
 def pulled(proxy: FaultProxy, cache: Path, *, seconds: float = 20, silence: float = 1) -> Path:
     """Pull the large artifact through the proxy."""
     uri = ArtifactUri.parse(f"{proxy.url}/models/iris/1")
-    return Pull(uri, Deadline(seconds, silence)).into(Cache(cache, None))
+    return Pull(uri, Deadline(seconds, silence)).download_to_cache(Cache(cache, None))
 
 
 @pytest.mark.parametrize("named", ["iris/1", "iris@stable"])
@@ -212,8 +212,8 @@ def test_a_store_that_stays_away_ends_the_pull_in_time(tmp_path: Path) -> None:
         uri = ArtifactUri.parse(f"{gone.uri}/iris/1")
     started = time.monotonic()
 
-    with pytest.raises(PullError, match=r"gave up after 1 s and \d+ tries: .*Check that the store"):
-        Pull(uri, Deadline(1)).into(Cache(tmp_path / "cache", None))
+    with pytest.raises(PullError, match=r"gave up after 1 s and \d+ attempts: .*Check that this process"):
+        Pull(uri, Deadline(1)).download_to_cache(Cache(tmp_path / "cache", None))
 
     assert time.monotonic() - started < 3
 
@@ -263,7 +263,7 @@ def test_two_pulls_into_one_cache_do_not_meet(proxy: FaultProxy, tmp_path: Path)
 
 def test_a_pull_does_not_wait_for_who_serves_the_model(proxy: FaultProxy, tmp_path: Path) -> None:
     """In a rolling update the old pod serves what the new one starts with."""
-    held = hold(pulled(proxy, tmp_path))
+    held = lock_for_use(pulled(proxy, tmp_path))
     try:
         assert pulled(proxy, tmp_path, seconds=2)
     finally:
@@ -282,11 +282,11 @@ def test_a_bounded_cache_forgets_what_was_longest_unused(proxy: FaultProxy, tmp_
     size = len(_PADDING)
     old, newer = (Cache(tmp_path, None), Cache(tmp_path, size + 2000))
     for number, sha256 in enumerate(("0" * 64, "1" * 64)):
-        with old.alone_with(sha256, 1) as entry:
+        with old.locked_entry(sha256, 1) as entry:
             entry.path.write_bytes(b"x" * 1000)
             os.utime(entry.directory, (number, number))
 
-    Pull(ArtifactUri.parse(f"{proxy.url}/models/iris/1"), Deadline(20)).into(newer)
+    Pull(ArtifactUri.parse(f"{proxy.url}/models/iris/1"), Deadline(20)).download_to_cache(newer)
 
     assert not (tmp_path / ("0" * 64)).exists()
     assert (tmp_path / ("1" * 64)).exists()
@@ -296,7 +296,7 @@ def test_a_full_disk_makes_the_cache_forget_what_was_longest_unused(
     proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who follows an alias for a year must not stop at the last byte."""
-    with Cache(tmp_path, None).alone_with("0" * 64, 1) as entry:
+    with Cache(tmp_path, None).locked_entry("0" * 64, 1) as entry:
         entry.path.write_bytes(b"x" * 1000)
     (tmp_path / "of others").mkdir()
     monkeypatch.setattr(
@@ -311,13 +311,13 @@ def test_a_full_disk_makes_the_cache_forget_what_was_longest_unused(
 
 def test_a_bounded_cache_never_forgets_what_is_served(proxy: FaultProxy, tmp_path: Path) -> None:
     served = pulled(proxy, tmp_path)
-    held = hold(served)
+    held = lock_for_use(served)
     try:
         with (
-            Cache(tmp_path, 4_000_000).alone_with("2" * 64, 1) as entry,
+            Cache(tmp_path, 4_000_000).locked_entry("2" * 64, 1) as entry,
             pytest.raises(StoreError, match="MODEL_CACHE_MAX_BYTES: expected at least"),
         ):
-            Cache(tmp_path, 4_000_000).make_room(entry, 2_000_000)
+            Cache(tmp_path, 4_000_000).evict_until_fits(entry, 2_000_000)
     finally:
         os.close(held)
 
