@@ -120,7 +120,7 @@ def _lock_store(store: Path) -> Iterator[bool]:
     """Wait for other publishers and lock the store; the kernel frees the lock of a killed one.
 
     Yields False on file systems that cannot lock a directory (NFS). Versions are whole there
-    too, because they are renamed; but abandoned staging directories cannot be told from others.
+    too, because they are renamed; but abandoned staging directories cannot be recognised.
     """
     descriptor = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -212,7 +212,7 @@ def test_a_store_that_stays_away_ends_the_pull_in_time(tmp_path: Path) -> None:
         uri = ArtifactUri.parse(f"{gone.uri}/iris/1")
     started = time.monotonic()
 
-    with pytest.raises(PullError, match=r"gave up after 1 s and \d+ attempts: .*Check that this process"):
+    with pytest.raises(PullError, match=r"gave up after 1 s and \d+ attempts: .*Check that"):
         Pull(uri, Deadline(1)).download_to_cache(Cache(tmp_path / "cache", None))
 
     assert time.monotonic() - started < 3
