@@ -1,7 +1,7 @@
-"""What the environment says: every setting of a server, checked before anything is loaded.
+"""Settings of a server, read from the environment and validated before anything is loaded.
 
-Each release mode adds where its model comes from (model_in_image, model_load). The
-README's table of settings is compared with these classes by a test.
+Each mode adds the settings of its model's source. A test compares docs/settings.md with the
+descriptions of these fields.
 """
 
 import os
@@ -18,33 +18,38 @@ Mode = Literal["model_in_image", "model_load"]
 
 
 class Settings(BaseModel):
-    """Settings that both release modes have. A port of 0 takes any free one."""
+    """Settings that both modes have. Port 0 takes any free port."""
 
-    # Only the validator of the mode's settings is ever needed.
+    # Building the validator takes start-up time, and a process needs only that of its own mode.
     model_config = ConfigDict(frozen=True, defer_build=True)
 
     mode: ClassVar[Mode]
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
-    port: Port = Field(8000, description="port of predictions, health and documentation")
+    port: Port = Field(8000, description="port for predictions, health, and documentation")
     management_port: Port | None = Field(
-        None, description="port that alone has /metrics and /inventory; health is on both"
+        None,
+        description="separate port for /metrics and /inventory; health is on both ports",
     )
-    workers: int = Field(1, ge=1, le=256, description="processes; one a core")
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="largest request body")
-    max_batch_rows: int = Field(1024, ge=1, description="most rows in one request")
+    workers: int = Field(
+        1, ge=1, le=256, description="number of worker processes; use one per core"
+    )
+    max_body_bytes: int = Field(
+        4 * 1024 * 1024, ge=1, description="maximum size of a request body, in bytes"
+    )
+    max_batch_rows: int = Field(1024, ge=1, description="maximum number of rows in a request")
     drain_seconds: int = Field(
-        20, ge=1, le=3600, description="time to answer what was begun, after TERM"
+        20, ge=1, le=3600, description="seconds to finish running requests after TERM"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level that is logged"
+        "info", description="minimum level of log lines"
     )
     access_log: bool = Field(
         False,  # noqa: FBT003 - it is the default
-        description="log each request; without it, those that failed by the server's fault",
+        description="log every request; otherwise only requests that failed with 5xx",
     )
     contract_sha256: Sha256 | None = Field(
-        None, description="refuse to start unless contract.json has this sha256"
+        None, description="sha256 that contract.json must have; otherwise the server does not start"
     )
 
     @model_validator(mode="after")
@@ -55,25 +60,27 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read the environment. Raises StartupError with every setting that is wrong.
+        """Read the environment. Raises StartupError with all invalid settings.
 
-        In capitals or not. One that is empty is as good as none: manifests and Makefiles write it.
+        Names may be in upper or lower case. Empty variables count as unset, because manifests
+        and Makefiles pass them.
         """
         variables = {name.lower(): value for name, value in os.environ.items() if value}
         try:
             return cls.model_validate({n: variables[n] for n in cls.model_fields if n in variables})
         except ValidationError as error:
-            listed = "".join(f"\n  - {problem}" for problem in _problems(error))
+            listed = "".join(f"\n  - {problem}" for problem in _messages(error))
             raise StartupError(f"settings in the environment:{listed}") from None
 
 
-def _problems(error: ValidationError) -> list[str]:
+def _messages(error: ValidationError) -> list[str]:
+    """Return one message for each invalid setting, without credentials."""
     lines = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"]).upper()
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
-            lines.append(f"{name}: expected to be set, it is not")
+            lines.append(f"{name}: expected to be set, is not set")
         elif name:
             actual = redact(repr(problem["input"]))
             lines.append(f"{name}: {message[0].lower()}{message[1:]}, got {actual}")
