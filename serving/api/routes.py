@@ -19,8 +19,9 @@ from serving.api import openapi
 from serving.errors import RequestError
 from serving.http import metadata
 from serving.http.endpoint import error_body, method_not_allowed
+from serving.http.headers import ModelHeaders
 from serving.http.infer import check_name
-from serving.http.predict import Encode, rows_of
+from serving.http.predict import Encode, rows_codec_of
 from serving.http.probes import Probe
 from serving.inference.batcher import Batcher
 from serving.inference.codecs.rows import RowsCodec
@@ -218,8 +219,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _sample_prediction(batcher: Batcher, encode: Encode, *, needs_labels: bool) -> Response:
     model = batcher.model
-    rows = rows_of(model, needs_labels=needs_labels)
+    rows = rows_codec_of(model, needs_labels=needs_labels)
     sample = arrays(model.contract.inputs, model.contract.sample()[0])
     outputs = await batcher.run(model, InferenceRequest(sample, model.output_names))
-    headers = {name.decode(): value.decode() for name, value in model.headers.pairs}
+    headers = {
+        name.decode(): value.decode() for name, value in ModelHeaders(model.contract).json.pairs
+    }
     return Response(encode(rows, outputs), headers=headers)

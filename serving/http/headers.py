@@ -1,11 +1,13 @@
-"""HTTP headers: those of an answer, and the request id that is in a request's.
+"""HTTP headers of responses, and the request id from the headers of a request.
 
-An answer's are written once where many have the same: uvicorn's look at each name and value by
-two regular expressions took as long as running the model did.
+Response headers are validated and serialized once, not once per response: uvicorn matches each
+name and value against two regular expressions, which took as long as a run of a small model.
 """
 
 import random
 import re
+
+from artifact.contract import Contract
 
 Pair = tuple[bytes, bytes]
 
@@ -14,41 +16,59 @@ BINARY = (b"content-type", b"application/octet-stream")
 CLOSE = (b"connection", b"close")
 REQUEST_ID = b"x-request-id"
 TRACEPARENT = b"traceparent"
-# Visible ASCII: it goes into a header and into logs.
-_USABLE = re.compile(rb"[!-~]{1,128}")
-_TRACE = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
-_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+# Visible ASCII, because the id is written into a response header and into log lines.
+_VALID_ID = re.compile(rb"[!-~]{1,128}")
+_VALID_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
+_CONTROL_CHARACTER = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 class Headers:
-    """Headers of answers. pairs: as ASGI has them. lines: as HTTP/1.1 does."""
+    """Response headers in the two forms that are sent. Immutable."""
 
     __slots__ = ("lines", "pairs")
 
     def __init__(self, *pairs: Pair) -> None:
-        if any(_CONTROL.search(text) for pair in pairs for text in pair):
+        if any(_CONTROL_CHARACTER.search(text) for pair in pairs for text in pair):
             raise ValueError(f"headers: expected no control characters, got {pairs}")
+        # For ASGI.
         self.pairs = pairs
+        # For HTTP/1.1: each line ends with CRLF.
         self.lines = b"".join(b"%b: %b\r\n" % pair for pair in pairs)
 
     def plus(self, *more: Pair) -> "Headers":
-        """Return these and more."""
+        """Return these headers and more."""
         return Headers(*self.pairs, *more)
 
 
-# What most answers have.
 JSON_HEADERS = Headers(JSON)
 
 
-def request_id(given: bytes | None, traceparent: bytes | None) -> bytes:
-    """Return the id of a request: X-Request-ID, else the trace's, else one of our own.
+class ModelHeaders:
+    """The headers of a model's predictions, which tell the client what model made them."""
 
-    given, traceparent: the values of the headers, None without one. What is not usable in a
-    header and a log line is as good as none. Source: W3C Trace Context, "traceparent Header".
+    __slots__ = ("binary", "json")
+
+    def __init__(self, contract: Contract) -> None:
+        model = (
+            (b"model-name", contract.name.encode()),
+            (b"model-version", contract.version.encode()),
+            (b"model-sha256", contract.model.sha256.encode()),
+        )
+        # For bodies that are JSON only, and for bodies that contain binary data.
+        self.json = Headers(JSON, *model)
+        self.binary = Headers(BINARY, *model)
+
+
+def request_id(client_id: bytes | None, traceparent: bytes | None) -> bytes:
+    """Return the id of a request: X-Request-ID, else the trace id, else a random id.
+
+    client_id, traceparent: the values of the headers X-Request-ID and traceparent, None without.
+    A value that is not valid is ignored. Source: W3C Trace Context, "traceparent Header".
     """
-    if given and _USABLE.fullmatch(given):
-        return given
-    if traceparent and (trace := _TRACE.fullmatch(traceparent)):
+    if client_id and _VALID_ID.fullmatch(client_id):
+        return client_id
+    if traceparent and (trace := _VALID_TRACEPARENT.fullmatch(traceparent)):
         return trace[1]
-    # Not a secret. Each worker has numbers of its own: Python seeds again after a fork.
+    # The id is not a secret, so a fast generator will do. Workers generate different ids, because
+    # Python seeds the generator again after a fork.
     return random.getrandbits(128).to_bytes(16, "big").hex().encode()

@@ -1,7 +1,10 @@
-"""Where requests meet the model: the one seam between the endpoints and a session.
+"""Schedule runs of the model, and batch requests that wait at the same time.
 
-Endpoints hand in arrays and are told arrays; how runs are scheduled is decided here and nowhere
-else. Requests that wait share a run, where the contract allows it; none waits for others to come.
+All predictions of a worker pass through its Batcher. Requests are batched if every input and
+output shares one dynamic first dimension and each golden row gives the same result inside a larger
+batch; training decides that and writes it into the contract. No request waits for further requests
+to arrive: a batch is whatever waits when the model is free. Results never depend on the other
+requests of a batch, and neither do errors.
 """
 
 import asyncio
@@ -16,222 +19,244 @@ import numpy as np
 
 from artifact.contract import Array
 from serving.errors import RequestError
-from serving.inference.model import Model, values_in
+from serving.inference.model import Model, count_values
 from serving.inference.request import InferenceRequest
 from serving.metrics.metrics import Metrics
 
-# A thread hop costs about 0.1 ms; a run below this is over before the hop is.
-_INLINE_SECONDS = 0.001
+# Handing a run to a thread costs about 0.1 ms. Shorter runs than 1 ms stay on the event loop,
+# where they delay other connections by less than 1 ms.
+_MAX_INLINE_SECONDS = 0.001
 
-# A model of which a run took that long is never run on the event loop again: what its golden rows
-# cost says nothing of what its values can make it do.
-_SLOW_SECONDS = 0.1
+# A model that once took longer than this is never run on the event loop again: the time of the
+# golden rows does not bound the time of other values, such as a size that the model allocates.
+_MAX_TRUSTED_SECONDS = 0.1
 
-# A request's outputs, in the order that it asked for them, or why it has none.
+# The outputs in the order of InferenceRequest.outputs, or the error of the run.
 Result = list[Array] | BaseException
 Callback = Callable[[Result], None]
 
 
 class PendingRequest:
-    """A request that waits for a run.
+    """A request that waits for a batch."""
 
-    told: called with what came of it. sizes: of its inputs, but for the rows.
-    """
+    __slots__ = ("callback", "model", "request", "row_shapes", "rows", "submitted_at", "values")
 
-    __slots__ = ("asked", "model", "rows", "since", "sizes", "told", "values")
-
-    def __init__(self, model: Model, asked: InferenceRequest, told: Callback) -> None:
+    def __init__(self, model: Model, request: InferenceRequest, callback: Callback) -> None:
         self.model = model
-        self.asked = asked
-        self.told = told
+        self.request = request
+        # Receives the result, exactly once, on the event loop.
+        self.callback = callback
+        # Number of rows, and number of values of all inputs.
         self.rows = self.values = 0
-        self.sizes: dict[str, tuple[int, ...]] = {}
-        for name, array in asked.inputs.items():
+        # Shape of each input without the first dimension.
+        self.row_shapes: dict[str, tuple[int, ...]] = {}
+        for name, array in request.inputs.items():
             self.rows = array.shape[0]
             self.values += array.size
-            self.sizes[name] = array.shape[1:]
-        self.since = time.perf_counter()
+            self.row_shapes[name] = array.shape[1:]
+        self.submitted_at = time.perf_counter()
 
-    def may_share_with(self, other: "PendingRequest") -> bool:
-        """Tell whether both can be one run: of one model, and alike but in their rows."""
+    def fits_with(self, other: "PendingRequest") -> bool:
+        """Tell whether two requests can share a batch: they differ in their rows only."""
         return (
             self.model is other.model
-            and self.sizes == other.sizes
-            and self.asked.outputs == other.asked.outputs
+            and self.row_shapes == other.row_shapes
+            and self.request.outputs == other.request.outputs
         )
 
 
 class Batcher:
-    """The model that is served at the moment, and the thread its long runs go to.
+    """Holds the served model, the requests that wait for it, and a thread for long runs.
 
-    degraded: why that is not the model that should be served; None when it is. max_rows: the most
-    of a run.
+    max_rows: the most rows of a batch.
     """
 
     def __init__(self, metrics: Metrics, *, max_rows: int) -> None:
+        # Why a newer version than the served one could not be loaded; None if all is well.
         self.degraded: str | None = None
         self._model: Model | None = None
-        self._slow: Model | None = None
+        # The last model that exceeded _MAX_TRUSTED_SECONDS.
+        self._slow_model: Model | None = None
         self._loop: asyncio.AbstractEventLoop
         self._max_rows = max_rows
+        # One thread: two runs at once would compete for the worker's core.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._metrics = metrics
-        self._waiting: deque[PendingRequest] = deque()
-        # Whether the next batch is to be run in a turn of the event loop, or waits for the thread.
-        self._scheduled = self._busy = False
+        self._pending: deque[PendingRequest] = deque()
+        # Whether _run_next_batch is scheduled on the event loop.
+        self._is_scheduled = False
+        # Whether the thread runs a batch. The next batch starts when it is done.
+        self._is_thread_busy = False
 
     @property
     def model(self) -> Model:
-        """The model that is served; ask once a request. Raises RequestError before there is one."""
+        """The served model. Read it once per request: a reload may replace it at any time.
+
+        Raises RequestError 503 before the first model is loaded.
+        """
         if self._model is None:
             raise RequestError(503, "the model is not loaded yet")
         return self._model
 
     def serve(self, model: Model) -> None:
-        """Answer with this model from now on; requests under way keep the one they began with.
-
-        Called on the event loop that they run on.
-        """
+        """Use this model for new requests; submitted ones keep theirs. Call on the event loop."""
         self._model = model
-        # Python 3.11 asks the kernel for the process each time that it is asked for the loop.
+        # Stored, because asyncio.get_running_loop() makes a system call (getpid) in Python 3.11.
         self._loop = asyncio.get_running_loop()
 
     @property
     def ready(self) -> bool:
-        """Whether there is a model, its golden rows having come out right in this process."""
+        """Whether a model is loaded, which includes that its golden rows were reproduced."""
         return self._model is not None
 
-    def submit(self, model: Model, asked: InferenceRequest, told: Callback) -> None:
-        """Have the model run for one request, and call told() with what came of it.
+    def submit(self, model: Model, request: InferenceRequest, callback: Callback) -> None:
+        """Run the model for a request, and pass the result to callback().
 
-        In the next turn of the event loop, with all that came in this one; a run that would hold
-        it up goes to a thread of its own, and what comes meanwhile shares the next one.
+        A batch consists of the requests submitted in one turn of the event loop, or while the
+        thread ran the batch before. If the model does not support batching, each request is a run
+        of its own; a short one finishes before this method returns.
         """
         if model.batches:
-            self._waiting.append(PendingRequest(model, asked, told))
+            self._pending.append(PendingRequest(model, request, callback))
             self._schedule()
         else:
-            self._run_single(model, asked, told)
+            self._run_single(model, request, callback)
 
-    async def run(self, model: Model, asked: InferenceRequest) -> list[Array]:
-        """Return what came of a run for one request."""
-        answer: asyncio.Future[list[Array]] = self._loop.create_future()
-        self.submit(model, asked, partial(_settle, answer))
-        return await answer
+    async def run(self, model: Model, request: InferenceRequest) -> list[Array]:
+        """Run the model for a request, and return its outputs. Raises the error of the run."""
+        future: asyncio.Future[list[Array]] = self._loop.create_future()
+        self.submit(model, request, partial(_resolve, future))
+        return await future
 
     def close(self) -> None:
-        """Wait for the runs under way and end the thread."""
+        """Wait for submitted long runs, then stop the thread."""
         self._thread.shutdown()
 
     def _is_short(self, model: Model, values: int) -> bool:
-        """Tell whether a run of so many values may be made on the event loop."""
-        return model is not self._slow and model.seconds_per_value * values < _INLINE_SECONDS
+        """Tell whether a run of this many input values may block the event loop."""
+        return (
+            model is not self._slow_model and model.seconds_per_value * values < _MAX_INLINE_SECONDS
+        )
 
-    def _run_single(self, model: Model, asked: InferenceRequest, told: Callback) -> None:
-        if self._is_short(model, values_in(asked.inputs)):
-            told(self._outcome(model, asked, 1))
+    def _run_single(self, model: Model, request: InferenceRequest, callback: Callback) -> None:
+        if self._is_short(model, count_values(request.inputs)):
+            callback(self._try_run(model, request, 1))
             return
-        running = self._loop.run_in_executor(self._thread, self._outcome, model, asked, 1)
-        running.add_done_callback(lambda done: told(done.result()))
+        future = self._loop.run_in_executor(self._thread, self._try_run, model, request, 1)
+        future.add_done_callback(lambda done: callback(done.result()))
 
     def _schedule(self) -> None:
-        if self._waiting and not self._scheduled and not self._busy:
-            self._scheduled = True
-            # After all that is ready in this turn, so that it is in the batch.
-            self._loop.call_soon(self._run_batch)
+        if self._pending and not self._is_scheduled and not self._is_thread_busy:
+            self._is_scheduled = True
+            # call_soon runs after all sockets that are readable in this turn, so their requests
+            # are in the batch.
+            self._loop.call_soon(self._run_next_batch)
 
-    def _run_batch(self) -> None:
-        """Run what has gathered, as much of it as one run may have."""
-        self._scheduled = False
+    def _run_next_batch(self) -> None:
+        self._is_scheduled = False
         batch = self._next_batch()
-        rows = sum(one.rows for one in batch)
-        if self._is_short(batch[0].model, sum(one.values for one in batch)):
-            self._deliver(batch, self._outcomes(batch, rows))
-            # What is left waits for another turn: health is asked in between.
+        rows = sum(pending.rows for pending in batch)
+        if self._is_short(batch[0].model, sum(pending.values for pending in batch)):
+            self._deliver(batch, self._results(batch, rows))
+            # The remaining requests wait for the next turn, so health probes are answered between
+            # two batches.
             self._schedule()
             return
-        self._busy = True
-        running = self._loop.run_in_executor(self._thread, self._outcomes, batch, rows)
+        self._is_thread_busy = True
+        future = self._loop.run_in_executor(self._thread, self._results, batch, rows)
 
-        def ran(done: asyncio.Future[list[Result]]) -> None:
-            self._busy = False
+        def on_done(done: asyncio.Future[list[Result]]) -> None:
+            self._is_thread_busy = False
             self._deliver(batch, done.result())
             self._schedule()
 
-        running.add_done_callback(ran)
-
-    def _deliver(self, batch: list[PendingRequest], outcomes: list[Result]) -> None:
-        for one, outcome in zip(batch, outcomes, strict=True):
-            try:
-                one.told(outcome)
-            except Exception as error:  # noqa: BLE001 - of no harm to the others
-                self._loop.call_exception_handler({"message": "answering", "exception": error})
+        future.add_done_callback(on_done)
 
     def _next_batch(self) -> list[PendingRequest]:
-        """Return the requests of the next run, the longest waiting first; the others wait on."""
+        """Remove the oldest request and all that fit with it, up to max_rows rows."""
         now = time.perf_counter()
-        first = self._waiting.popleft()
+        first = self._pending.popleft()
         batch, rows = [first], first.rows
-        left: deque[PendingRequest] = deque()
-        for one in self._waiting:
-            if rows + one.rows <= self._max_rows and one.may_share_with(first):
-                batch.append(one)
-                rows += one.rows
+        remaining: deque[PendingRequest] = deque()
+        for pending in self._pending:
+            if rows + pending.rows <= self._max_rows and pending.fits_with(first):
+                batch.append(pending)
+                rows += pending.rows
             else:
-                left.append(one)
-        self._waiting = left
-        for one in batch:
-            self._metrics.queue_seconds.observe(now - one.since)
+                remaining.append(pending)
+        self._pending = remaining
+        for pending in batch:
+            self._metrics.queue_seconds.observe(now - pending.submitted_at)
         return batch
 
-    def _outcomes(self, batch: list[PendingRequest], rows: int) -> list[Result]:
-        """Return what came of each request: never a failure because of another one."""
+    def _deliver(self, batch: list[PendingRequest], results: list[Result]) -> None:
+        for pending, result in zip(batch, results, strict=True):
+            try:
+                pending.callback(result)
+            except Exception as error:  # noqa: BLE001 - must not affect the rest of the batch
+                context = {"message": "delivering a prediction failed", "exception": error}
+                self._loop.call_exception_handler(context)
+
+    def _results(self, batch: list[PendingRequest], rows: int) -> list[Result]:
+        """Return the result of each request, in order."""
         if len(batch) > 1:
-            # Whose fault it is shows when each runs alone.
+            # If the batch fails, run each request alone so that only the bad one gets the error.
             with contextlib.suppress(Exception):
                 return self._run_batched(batch, rows)
-        return [self._outcome(one.model, one.asked, one.rows) for one in batch]
+        return [self._try_run(pending.model, pending.request, pending.rows) for pending in batch]
 
     def _run_batched(self, batch: list[PendingRequest], rows: int) -> list[Result]:
-        model, asked = batch[0].model, batch[0].asked
-        if any(len(array) != one.rows for one in batch for array in one.asked.inputs.values()):
-            raise ValueError("not all inputs have as many rows")
-        inputs = {
-            name: np.concatenate([one.asked.inputs[name] for one in batch]) for name in asked.inputs
-        }
-        outputs = self._timed(model, InferenceRequest(inputs, asked.outputs), rows)
-        if any(len(output) != rows for output in outputs):
-            raise ValueError("the model does not give a row for each row")
-        found: list[Result] = []
-        start = 0
-        for one in batch:
-            end = start + one.rows
-            found.append([output[start:end] for output in outputs])
-            start = end
-        return found
+        """Concatenate the inputs, run the model once, and split the outputs by request.
 
-    def _outcome(self, model: Model, asked: InferenceRequest, rows: int) -> Result:
+        Raises ValueError if the rows of inputs or outputs cannot be assigned to requests, and any
+        error of the run.
+        """
+        model, request = batch[0].model, batch[0].request
+        # A contract with unnamed dimensions allows inputs of different lengths in one request.
+        # Concatenated, rows of different requests would be paired.
+        if any(
+            len(array) != pending.rows
+            for pending in batch
+            for array in pending.request.inputs.values()
+        ):
+            raise ValueError("inputs: expected the same number of rows in each")
+        inputs = {
+            name: np.concatenate([pending.request.inputs[name] for pending in batch])
+            for name in request.inputs
+        }
+        outputs = self._run(model, InferenceRequest(inputs, request.outputs), rows)
+        if any(len(output) != rows for output in outputs):
+            raise ValueError("outputs: expected a row for each input row")
+        results: list[Result] = []
+        start = 0
+        for pending in batch:
+            end = start + pending.rows
+            results.append([output[start:end] for output in outputs])
+            start = end
+        return results
+
+    def _try_run(self, model: Model, request: InferenceRequest, rows: int) -> Result:
         try:
-            return self._timed(model, asked, rows)
-        except Exception as error:  # noqa: BLE001 - it is what came of it
+            return self._run(model, request, rows)
+        except Exception as error:  # noqa: BLE001 - returned to the request
             return error
 
-    def _timed(self, model: Model, asked: InferenceRequest, rows: int) -> list[Array]:
+    def _run(self, model: Model, request: InferenceRequest, rows: int) -> list[Array]:
         started = time.perf_counter()
-        outputs = model.run(asked.inputs, asked.outputs)
+        outputs = model.run(request.inputs, request.outputs)
         seconds = time.perf_counter() - started
-        if seconds > _SLOW_SECONDS:
-            self._slow = model
+        if seconds > _MAX_TRUSTED_SECONDS:
+            self._slow_model = model
         self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_rows.observe(rows)
         self._metrics.rows.add(rows)
         return outputs
 
 
-def _settle(answer: asyncio.Future[list[Array]], outcome: Result) -> None:
-    if answer.done():
-        return  # whoever waited was cancelled
-    if isinstance(outcome, BaseException):
-        answer.set_exception(outcome)
+def _resolve(future: asyncio.Future[list[Array]], result: Result) -> None:
+    if future.done():
+        return  # the awaiting task was cancelled
+    if isinstance(result, BaseException):
+        future.set_exception(result)
     else:
-        answer.set_result(outcome)
+        future.set_result(result)

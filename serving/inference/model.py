@@ -1,8 +1,7 @@
-"""Turn a verified model directory into predictions.
+"""Load a verified model directory and run predictions with ONNX Runtime.
 
-Opened by app.py in each worker, run by runner.py. A Model never changes: a reload builds
-a new one and then swaps the reference, so a request sees the old model or the new one,
-never half of each.
+A Model is immutable. A reload builds a new Model and then swaps the reference, so a request sees
+either the old model or the new one, never parts of both.
 """
 
 import time
@@ -14,71 +13,62 @@ from pathlib import Path
 from typing import Self
 
 import onnxruntime
+
+# Private interface of onnxruntime, checked with 1.32.0: the exception classes of a failed run.
+# The public package exports none of them, and they have no common base class but Exception,
+# which would also catch defects of this server. tests/serving/test_private_interfaces.py fails if
+# an upgrade removes them.
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from artifact.contract import CONTRACT_FILE, Array, Contract
 from artifact.verify import sha256_of, verified_session
 from serving.errors import RequestError
-from serving.http.headers import BINARY, JSON_HEADERS, Headers
 from serving.inference.codecs.open_inference import OpenInferenceCodec
 from serving.inference.codecs.rows import RowsCodec, rows_unsupported_reason
 
 _RUN_ERRORS = (InvalidArgument, Fail, RuntimeException)
+# onnxruntime has no class for a failed allocation; its message is the only sign.
 _OUT_OF_MEMORY = "allocate memory"
-# To find out what a run costs.
-_MOST_TIMES, _TIMING_SECONDS = 10, 0.002
+# The golden rows are timed up to 10 times or for 2 ms, whichever ends first.
+_MAX_TIMED_RUNS, _MAX_TIMING_SECONDS = 10, 0.002
 
 
 @dataclass(frozen=True)
 class Model:
-    """An open session that answers the golden rows as its contract says.
-
-    rows: the codec of /predict, None where requests cannot be written as rows. tensors: the
-    codec of the Open Inference Protocol. paths: what the model is called in that one's paths.
-    headers: what every prediction carries, so that an answer says which model made it, in JSON;
-    headers_of_binary: where not all of it is.
-    contract_sha256: of contract.json; with an image it is what a release is.
-    seconds_per_value: what one value of the golden inputs cost in this process, the session
-    being warm.
-    """
+    """An open session that reproduced the golden rows of its contract in this process."""
 
     directory: Path
     contract: Contract
     session: onnxruntime.InferenceSession
+    # None if the model's requests cannot be written as rows of numbers.
     rows_codec: RowsCodec | None
     open_inference_codec: OpenInferenceCodec
+    # The model as URL paths name it: `iris` and `iris/versions/1`.
     path_names: frozenset[str]
-    headers: Headers
-    headers_of_binary: Headers
+    # SHA-256 of contract.json. Together with the image digest it identifies the release.
     contract_sha256: str
+    # CPU time of a run of the golden rows, divided by their number of input values.
     seconds_per_value: float
     loaded_at: datetime
     load_seconds: float
 
     @classmethod
     def open(cls, directory: Path, contract: Contract, *, max_rows: int) -> Self:
-        """Open the model of an artifact whose files were verified.
+        """Open the model of an artifact whose files are already verified.
 
-        Raises ContractMismatch with every difference of the session from the contract.
+        max_rows: the most rows of a request and of a batch. Raises ContractMismatch with every
+        difference between session and contract.
         """
         started = time.perf_counter()
         session = verified_session(contract, directory)
-        about = [
-            (b"model-name", contract.name.encode()),
-            (b"model-version", contract.version.encode()),
-            (b"model-sha256", contract.model.sha256.encode()),
-        ]
+        supports_rows = rows_unsupported_reason(contract) is None
         return cls(
             directory=directory,
             contract=contract,
             session=session,
-            rows_codec=None
-            if rows_unsupported_reason(contract)
-            else RowsCodec(contract, max_rows=max_rows),
+            rows_codec=RowsCodec(contract, max_rows=max_rows) if supports_rows else None,
             open_inference_codec=OpenInferenceCodec(contract, max_rows=max_rows),
             path_names=frozenset({contract.name, f"{contract.name}/versions/{contract.version}"}),
-            headers=JSON_HEADERS.plus(*about),
-            headers_of_binary=Headers(BINARY, *about),
             contract_sha256=sha256_of(directory / CONTRACT_FILE),
             seconds_per_value=_seconds_per_value(contract, session),
             loaded_at=datetime.now(UTC),
@@ -86,48 +76,52 @@ class Model:
         )
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Return the outputs of these names, in that order.
+        """Run the model and return the named outputs, in that order.
 
-        inputs: arrays of the contract's dtypes and shapes, by input name. Raises
-        RequestError 400 when the model cannot run with their values, which no contract
-        can foresee: an index that is out of a table, sizes that do not go together.
+        inputs: arrays of the contract's dtypes and shapes, by input name. Raises RequestError 400
+        if the model fails on their values, which no contract can rule out: an index outside of a
+        table, or sizes that do not match each other.
         """
         try:
-            answered: list[Array] = self.session.run(outputs, inputs)
+            results: list[Array] = self.session.run(outputs, inputs)
         except _RUN_ERRORS as error:
             if _OUT_OF_MEMORY in str(error):
-                raise
-            # The golden rows ran in this process, so it is these values.
+                raise  # the server's fault: status 500
+            # The session reproduced the golden rows, so these values are the cause.
             raise RequestError(400, "the model cannot run with these values") from error
-        return answered
+        return results
+
+    # The contract's properties compute their value on each call. A request reads these two, so
+    # they are computed once per model.
 
     @cached_property
     def batches(self) -> bool:
-        """Whether requests may share a run, as the contract says."""
+        """Whether requests are batched, as the contract says."""
         return self.contract.batches
 
     @cached_property
     def output_names(self) -> list[str]:
-        """All outputs, in the contract's order."""
+        """Names of all outputs, in the contract's order."""
         return [output.name for output in self.contract.outputs]
 
 
-def _seconds_per_value(contract: Contract, session: onnxruntime.InferenceSession) -> float:
-    """Run the golden rows, which ran once already, and share the time among their values.
+def count_values(inputs: Mapping[str, Array]) -> int:
+    """Return the number of values in all inputs, at least 1."""
+    return max(1, sum(array.size for array in inputs.values()))
 
-    The least of a few times: the first ones of a small model take ten times as long, and what
-    seems to take long goes to a thread.
+
+def _seconds_per_value(contract: Contract, session: onnxruntime.InferenceSession) -> float:
+    """Time the golden rows, and divide the shortest run by the number of input values.
+
+    The session is warm: the golden rows have run once before. Even so the first timed runs of a
+    small model take up to ten times as long, and an overestimate sends its requests to the thread
+    for nothing.
     """
     inputs = contract.golden_inputs()
-    found: list[float] = []
-    while len(found) < _MOST_TIMES and sum(found) < _TIMING_SECONDS:
-        # Of this thread alone: a model may be opened while another one answers requests.
+    durations: list[float] = []
+    while len(durations) < _MAX_TIMED_RUNS and sum(durations) < _MAX_TIMING_SECONDS:
+        # CPU time of this thread: during a reload, other threads serve requests.
         started = time.thread_time()
         session.run(None, inputs)
-        found.append(time.thread_time() - started)
-    return min(found) / values_in(inputs)
-
-
-def values_in(inputs: Mapping[str, Array]) -> int:
-    """Return how many values are asked for, at least 1."""
-    return max(1, sum(array.size for array in inputs.values()))
+        durations.append(time.thread_time() - started)
+    return min(durations) / count_values(inputs)

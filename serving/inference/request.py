@@ -1,6 +1,6 @@
-"""What a request asks of a model.
+"""The inference request: input arrays, and the outputs to compute.
 
-Made by the codecs (rows.py, tensors.py), run by runner.py.
+Codecs create it from the bytes of a request body, and the batcher passes it to the model.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ from artifact.contract import Array
 
 @dataclass(slots=True, eq=False)
 class InferenceRequest:
-    """Inputs, arrays of the contract's dtypes, by name; and the names of outputs, in order."""
+    """The tensors of one request, validated against the contract."""
 
+    # By input name, with the contract's dtypes and shapes. Optional inputs may be missing.
     inputs: dict[str, Array]
+    # Names of the outputs to return, in this order.
     outputs: Sequence[str]

@@ -141,9 +141,9 @@ class App:
             raise
         self.any_ready.set(True)
 
-    def _endpoint(self, name: str, codec: Operation[Any]) -> Endpoint[Any]:
+    def _endpoint(self, name: str, operation: Operation[Any]) -> Endpoint[Any]:
         limit = self._settings.max_body_bytes
-        return Endpoint(codec, self._batcher, self._recorder(name), max_body_bytes=limit)
+        return Endpoint(operation, self._batcher, self._recorder(name), max_body_bytes=limit)
 
     def _recorder(self, name: str) -> RequestRecorder:
         return RequestRecorder(self._metrics.endpoint(name), access_log=self._settings.access_log)

@@ -1,1 +1,1 @@
-"""One codec per wire format: JSON rows and the Open Inference Protocol."""
+"""Codecs between JSON or binary bodies and tensors: one for each wire format."""

@@ -1,6 +1,6 @@
-"""One value of a tensor as JSON has it: which the decoder lets through.
+"""Types for msgspec that accept exactly the JSON values that fit a tensor's dtype.
 
-Used by rows.py and tensors.py, so that both ways to ask refuse the same values.
+Both codecs use them, so /predict and the Open Inference Protocol reject the same values.
 """
 
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from artifact.contract import Dtype, numpy_dtype
 
 
 def value_type(dtype: Dtype) -> Any:
-    """Return the type of one value: what overflows the dtype is refused by the decoder."""
+    """Return the msgspec type of a single value. It rejects values that overflow the dtype."""
     if dtype == "string":
         return str
     numpy = numpy_dtype(dtype)
@@ -21,18 +21,20 @@ def value_type(dtype: Dtype) -> Any:
     if numpy.kind == "f":
         if dtype == "float64":
             return float
-        # What is rounded to the largest number still fits it.
-        largest = np.finfo(numpy)
-        limit = float(largest.max) * (1 + float(largest.eps) / 4)
+        # Values that round to the largest finite number are valid: numpy and Java print the
+        # largest float32 as 3.4028235e38, which is slightly more.
+        info = np.finfo(numpy)
+        limit = float(info.max) * (1 + float(info.eps) / 4)
         return Annotated[float, Meta(gt=-limit, lt=limit)]
-    info = np.iinfo(numpy)
-    # msgspec's bounds are int64; numpy refuses what is larger than a uint64.
-    return Annotated[int, Meta(ge=int(info.min), le=int(info.max) if info.max < 2**63 else None)]
+    limits = np.iinfo(numpy)
+    # msgspec's bounds are int64. Larger values than a uint64 raise OverflowError in numpy.
+    upper = int(limits.max) if limits.max < 2**63 else None
+    return Annotated[int, Meta(ge=int(limits.min), le=upper)]
 
 
 def parse_error(error: Exception) -> tuple[str, str]:
-    """Return where a decoder found something wrong, such as `inputs[0]`, and what it said."""
-    what, _, where = str(error).partition(" - at `$")
-    # "JSON is malformed" stays as it is.
-    begins = what[:1].lower() if what[1:2].islower() else what[:1]
-    return where.rstrip("`").removeprefix("."), f"{begins}{what[1:]}"
+    """Split a decoder's error into the JSON path, such as `inputs[0]` or "", and the message."""
+    message, _, path = str(error).partition(" - at `$")
+    # Lower case, because the message follows the path. "JSON is malformed" keeps its capitals.
+    first = message[:1].lower() if message[1:2].islower() else message[:1]
+    return path.rstrip("`").removeprefix("."), f"{first}{message[1:]}"

@@ -247,10 +247,10 @@ def test_a_body_without_json_is_not_for_two_inputs(pairs: httpx.Client) -> None:
             {"shape": [0, 2], "data": []},
             'inputs[1] "right": expected shape [N,2] with N = 2, got [0,2]',
         ),
-        ({"shape": [2] * 99}, 'inputs[1] "right": expected shape [N,2], got one of 99 dimensions'),
+        ({"shape": [2] * 99}, 'inputs[1] "right": expected shape [N,2], got 99 dimensions'),
         (
             {"parameters": {"shared_memory_region": "r"}},
-            'inputs[1] "right": shared_memory_region is not served here',
+            'inputs[1] "right": shared_memory_region is not supported by this server',
         ),
         ({"data": "1"}, 'inputs[1] "right".data: expected `array`, got `str`'),
         (
@@ -279,7 +279,10 @@ def test_a_wrong_input_is_named(pairs: httpx.Client, changed: dict[str, Any], sa
         ({"inputs": [tensor("left", LEFT)]}, 'inputs: expected "left", "right", got no "right"'),
         ({"inputs": {}}, "inputs: expected `array`, got `object`"),
         (both(id=7), "id: expected `str | null`, got `int`"),
-        (both(parameters={"sequence_id": 7}), "parameters: sequence_id is not served here"),
+        (
+            both(parameters={"sequence_id": 7}),
+            "parameters: sequence_id is not supported by this server",
+        ),
         (both(parameters={"a": []}), "parameters[...]: expected"),
         (both(outputs=[{"name": "product"}]), 'outputs[0] "product": expected "sum", "ratio"'),
         (both(outputs=[{"name": "sum"}, {"name": "sum"}]), 'outputs[1] "sum": expected once'),
@@ -289,7 +292,7 @@ def test_a_wrong_input_is_named(pairs: httpx.Client, changed: dict[str, Any], sa
         ),
         (
             both(outputs=[{"name": "sum", "parameters": {"classification": 2}}]),
-            'outputs[0] "sum": classification is not served here',
+            'outputs[0] "sum": classification is not supported by this server',
         ),
     ],
 )
@@ -337,7 +340,7 @@ def test_bytes_that_no_tensor_has_are_refused(pairs: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (struct.pack("<I", 9) + b"short", "expected 2 strings, each behind its length in 4 bytes"),
+        (struct.pack("<I", 9) + b"short", "expected 2 strings, each after its length in 4 bytes"),
         (struct.pack("<I", 1) + b"a", "expected 2 strings"),
         (struct.pack("<I", 1) + b"a" + struct.pack("<I", 1) + b"\xff", "expected strings in UTF-8"),
     ],

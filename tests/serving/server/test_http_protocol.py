@@ -190,7 +190,7 @@ class Held:
 
         monkeypatch.setattr(Model, "run", held)
         # So that it runs in the thread.
-        monkeypatch.setattr("serving.inference.batcher._INLINE_SECONDS", 0)
+        monkeypatch.setattr("serving.inference.batcher._MAX_INLINE_SECONDS", 0)
 
     def serve(self, act: Callable[[BinaryIO], list[Answer]]) -> list[Answer]:
         """Ask a question, let others act while the model runs, and return what they got."""
