@@ -172,7 +172,7 @@ class Canary:
         if self.track.exists():
             self.track.scale(replicas)
         else:
-
+            # The autoscaler owns the number of replicas, so the share is its minimum.
             def set_minimum(manifest: dict[str, Any]) -> None:
                 if manifest["kind"] == "HorizontalPodAutoscaler":
                     manifest["spec"]["minReplicas"] = replicas
@@ -182,6 +182,7 @@ class Canary:
             apply(manifests, "canary", set_minimum)
         try:
             self.track.wait(ROLLOUT_SECONDS)
+            # The fresh stable replica must be ready too before the two are compared.
             self.stable.wait(ROLLOUT_SECONDS)
             with PortForwards(self.track.namespace) as pods:
                 self._check_golden_rows(pods, manifests.contract)
@@ -270,7 +271,7 @@ class _WatchedPods:
             try:
                 total += self._read(name) - before
             except (httpx.HTTPError, ClusterError):
-                continue
+                continue  # the autoscaler removed the pod, and its counts with it
         return total
 
     def _read(self, name: str) -> Counts:

@@ -161,6 +161,8 @@ def contract_of(revision: Revision, store: str) -> Contract | None:
 
 
 def _apply(manifest: str) -> None:
+    # Other field managers own fields that a canary or a user patched, such as the limits of the
+    # autoscaler. A deployment sets them again, so conflicts are forced.
     kubectl(
         "apply", "--server-side", "--force-conflicts", "--field-manager=inference", "--filename=-",
         stdin=manifest, seconds=_APPLY_SECONDS,
@@ -185,6 +187,7 @@ def wait_until_serving(track: Track, contract: Contract | None, previous: Revisi
             ) from None
         track.run(previous.template)
         track.wait(ROLLOUT_SECONDS)
+        # Otherwise the failed revision would be the target of the next rollback.
         track.forget(failed)
         raise RolloutError(
             f"{error}\nThe rollout failed. The previous release keeps serving: {previous}"

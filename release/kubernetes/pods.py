@@ -11,6 +11,7 @@ from release.kubernetes.kubectl import current_context, get
 from release.kubernetes.port_forward import MANAGEMENT, port_forward
 from release.kubernetes.revision import Revision
 
+# Releases of every version of this project have this label on their pods.
 _SELECT = "app.kubernetes.io/name=inference"
 _INSTANCE = "app.kubernetes.io/instance"
 # The servers of `make run`.

@@ -81,7 +81,7 @@ def _check_compatible(
     model = f"{images.contract.name}/{images.contract.version}"
     if is_supported is None:
         raise ReleaseError(
-            f"{image} was not tested with {model}: {record} has no result for this pair. "
+            f"{image} was not tested with {model}: {record} has no result for them. "
             "Run `make compatibility` first."
         )
     if not is_supported:

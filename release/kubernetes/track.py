@@ -108,6 +108,8 @@ class Track:
         except NotFoundError:
             # An autoscaler acts every 15 s only, so start with its minimum.
             verb, replicas = "create", self._scaler()["spec"]["minReplicas"]
+        # `kubectl apply` would keep fields that other tools added to the template; `replace` does
+        # not, so a revision is exactly what the manifests say.
         manifest = {**manifest, "spec": {**manifest["spec"], "replicas": replicas}}
         kubectl(verb, "--filename=-", *self._namespace, stdin=json.dumps(manifest))
 
@@ -146,6 +148,7 @@ class Track:
     def remove_fresh(self) -> None:
         """Undo add_fresh(); do nothing without a fresh replica."""
         if before := self._before_fresh():
+            # Scale before the annotation is removed: if this process ends, another can repeat it.
             self._set_scaler(before["least"], before["most"])
             self._set_replicas(max(before["least"], self.replicas() - 1))
             self._annotate_scaler(f"{BEFORE_FRESH}-", f"{annotations.former_name(BEFORE_FRESH)}-")
