@@ -1,9 +1,9 @@
-"""ONNX's own test cases, each made into an artifact and served: `make conformance`.
+"""Serve ONNX's test cases and compare the outputs with the published ones: `make conformance`.
 
-A case is a model, inputs, and the outputs that ONNX publishes for them, which become the golden
-rows of its contract. So each is either refused, with the reason, or served over the Open
-Inference Protocol, as JSON and as binary data, with the published outputs. Nothing in between:
-anything else is a failure, and the exit status 1.
+A case is a model with inputs and outputs. It is published as an artifact whose golden rows are
+these inputs and outputs, and requested over the Open Inference Protocol, as JSON and as binary
+data. Each case must either be served with the published outputs, or be rejected with a reason.
+Anything else is a failure, and the exit status is 1.
 """
 
 import asyncio
@@ -43,50 +43,51 @@ from training.errors import TrainingError
 from training.import_onnx import make_contract
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
-# What numpy itself has; what it has not, the protocol has not either.
+# Kinds of numpy's own dtypes. The protocol does not support any other, such as bfloat16.
 PLAIN = "biufOU"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with inputs and the outputs that are published for them, and how near is right."""
+    """A model, the inputs and published outputs of each data set, and the tolerance."""
 
     name: str
     model: bytes
+    # Inputs and outputs, in the order of the graph.
     data_sets: list[tuple[list[Any], list[Any]]]
     rtol: float
     atol: float
 
 
-class Refused(Exception):  # noqa: N818 - an outcome
-    """Why a case is not served."""
+class Rejected(Exception):  # noqa: N818 - not an error of the test
+    """The reason why a case is not served."""
 
 
 def cases() -> Iterator[Case]:
-    """Every case that ONNX carries with it."""
+    """Return all cases in the package onnx, sorted by name."""
     with warnings.catch_warnings():
-        # Of numpy, while onnx makes the cases for infinities.
+        # numpy warns while onnx creates the cases with infinities.
         warnings.simplefilter("ignore")
-        found = [case for kind in KINDS for case in load_model_tests(kind=kind)]
-    for case in sorted(found, key=lambda one: one.name):
+        unsorted = [case for kind in KINDS for case in load_model_tests(kind=kind)]
+    for case in sorted(unsorted, key=lambda case: case.name):
         if case.model is not None:
-            model, read = case.model, case.data_sets or []
+            model, data_sets = case.model, case.data_sets or []
         else:
             directory = Path(case.model_dir or "")
             model = onnx.load(directory / "model.onnx")
-            read = [_read(model, one) for one in sorted(directory.glob("test_data_set_*"))]
-        data_sets = [(_arrays(inputs), _arrays(outputs)) for inputs, outputs in read]
-        yield Case(case.name, model.SerializeToString(), data_sets, case.rtol, case.atol)
+            data_sets = [_read(model, path) for path in sorted(directory.glob("test_data_set_*"))]
+        arrays = [(_arrays(inputs), _arrays(outputs)) for inputs, outputs in data_sets]
+        yield Case(case.name, model.SerializeToString(), arrays, case.rtol, case.atol)
 
 
 def serve(case: Case, store: Path) -> None:
-    """Serve a case. Raises Refused with the reason, AssertionError for anything in between."""
-    artifact = _artifact(case, store)
-    asyncio.run(_ask(case, artifact))
+    """Publish and request a case. Raises Rejected, or AssertionError if outputs differ."""
+    artifact = _publish(case, store)
+    asyncio.run(_request(case, artifact))
 
 
 def main() -> int:
-    """Serve all cases; print why some are refused, then how many of which."""
+    """Serve all cases; print the reason of each rejected case, and the number of each outcome."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     outcomes = Counter[str]()
     failures = []
@@ -94,10 +95,10 @@ def main() -> int:
         for number, case in enumerate(track(list(cases()), "", console=Console(stderr=True))):
             try:
                 serve(case, Path(directory) / str(number))
-            except Refused as refused:
-                outcomes[f"refused: {_kind_of(str(refused))}"] += 1
-                console.print(f"{case.name}: refused: {refused}")
-            except Exception as error:  # noqa: BLE001 - it is what must not be
+            except Rejected as rejected:
+                outcomes[f"rejected: {_summary(str(rejected))}"] += 1
+                console.print(f"{case.name}: rejected: {rejected}")
+            except Exception as error:  # noqa: BLE001 - reported as a failure
                 failures.append(case.name)
                 console.print(f"{case.name}: FAILED: {type(error).__name__}: {error}")
             else:
@@ -105,28 +106,33 @@ def main() -> int:
     table = Table("ONNX's test cases", "outcome", title=f"onnx {onnx.__version__}")
     for outcome, count in outcomes.most_common():
         table.add_row(str(count), outcome)
-    table.add_row(str(len(failures)), "neither")
+    table.add_row(str(len(failures)), "failed")
     console.print(table)
     return 1 if failures else 0
 
 
-def _artifact(case: Case, store: Path) -> Path:
-    """Make a case an artifact whose golden rows are the published ones."""
+def _publish(case: Case, store: Path) -> Path:
+    """Publish a case as an artifact whose golden outputs are the published ones."""
     store.mkdir(exist_ok=True)
     file, sample = store / "model.onnx", store / "rows.npz"
     file.write_bytes(case.model)
     graph = onnx.load_model_from_string(case.model).graph
     inputs, outputs = case.data_sets[0]
-    given = dict(zip(_names_of_inputs(graph), inputs, strict=False))
-    arrays: dict[str, Any] = {name: _as_text(one) for name, one in given.items() if _is_plain(one)}
+    by_name = dict(zip(_input_names(graph), inputs, strict=False))
+    arrays: dict[str, Any] = {
+        name: _without_objects(value) for name, value in by_name.items() if _is_plain(value)
+    }
     np.savez(sample, **arrays)
     try:
-        made = make_contract(
-            onnx_file=file, sample=sample, name="case", version="1", store=store, purpose="a test"
-        )
+        artifact = Path(
+            make_contract(
+                onnx_file=file, sample=sample, name="case", version="1", store=store,
+                purpose="a test",
+            )
+        )  # fmt: skip
     except TrainingError as error:
-        raise Refused(str(error).replace(f"{store}/", "")) from error
-    contract = read_contract(Path(made))
+        raise Rejected(str(error).replace(f"{store}/", "")) from error
+    contract = read_contract(artifact)
     published = {
         output.name: nested_lists(
             np.asarray(value, dtype=object if value.dtype.kind == "U" else None)
@@ -134,11 +140,12 @@ def _artifact(case: Case, store: Path) -> Path:
         for output, value in zip(contract.outputs, outputs, strict=True)
     }
     golden = {"outputs": published, "rtol": case.rtol, "atol": case.atol}
-    rewrite(Path(made), golden=contract.golden.model_copy(update=golden))
-    return Path(made)
+    rewrite(artifact, golden=contract.golden.model_copy(update=golden))
+    return artifact
 
 
-async def _ask(case: Case, artifact: Path) -> None:
+async def _request(case: Case, artifact: Path) -> None:
+    """Request all data sets of a case, as JSON and as binary data, and compare the outputs."""
     settings = ModelInImageSettings(model_dir=artifact, max_body_bytes=1 << 26)
     app = create_app(settings, artifact)
     try:
@@ -148,44 +155,45 @@ async def _ask(case: Case, artifact: Path) -> None:
                 contract = read_contract(artifact)
                 for inputs, outputs in case.data_sets:
                     for binary in (False, True):
-                        got = await _infer(client, contract, inputs, binary=binary)
-                        _compare(case, contract, got, outputs)
+                        actual = await _infer(client, contract, inputs, binary=binary)
+                        _compare(case, contract, actual, outputs)
     except ContractMismatch as mismatch:
-        raise Refused("; ".join(mismatch.differences)) from mismatch
+        raise Rejected("; ".join(mismatch.differences)) from mismatch
 
 
 async def _infer(
     client: httpx.AsyncClient, contract: Contract, inputs: list[Any], *, binary: bool
 ) -> list[Array]:
-    """Return what the server answers to a request with JSON or with binary data."""
-    described: list[dict[str, Any]] = []
+    """Return the outputs of a request with JSON or with binary data."""
+    tensors: list[dict[str, Any]] = []
     pieces: list[bytes] = []
     for tensor, value in zip(contract.inputs, inputs, strict=False):
-        about: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "name": tensor.name,
             "datatype": DATATYPES[tensor.dtype],
             "shape": list(value.shape),
         }
-        # JSON has no word for what is no number.
+        # JSON cannot represent NaN and infinities.
         if binary or (value.dtype.kind == "f" and not np.isfinite(value).all()):
             pieces.append(to_binary(value.astype(object) if value.dtype.kind == "U" else value))
-            about["parameters"] = {"binary_data_size": len(pieces[-1])}
+            fields["parameters"] = {"binary_data_size": len(pieces[-1])}
         else:
-            about["data"] = value.ravel().tolist()
-        described.append(about)
-    head = json.dumps({"inputs": described, "parameters": {"binary_data_output": binary}}).encode()
-    answer = await client.post(
+            fields["data"] = value.ravel().tolist()
+        tensors.append(fields)
+    head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": binary}}).encode()
+    response = await client.post(
         "/v2/models/case/infer",
         content=b"".join([head, *pieces]),
         headers={"Inference-Header-Content-Length": str(len(head))},
     )
-    assert answer.status_code == 200, answer.text
-    size = int(answer.headers.get("Inference-Header-Content-Length", len(answer.content)))
-    body, rest = json.loads(answer.content[:size]), answer.content[size:]
-    return [_array(contract, output, rest) for output in _with_offsets(body["outputs"])]
+    assert response.status_code == 200, response.text
+    size = int(response.headers.get("Inference-Header-Content-Length", len(response.content)))
+    body, binary_data = json.loads(response.content[:size]), response.content[size:]
+    return [_array(contract, output, binary_data) for output in _with_offsets(body["outputs"])]
 
 
 def _with_offsets(outputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the outputs of a response with start and end of their binary data."""
     start = 0
     for output in outputs:
         size = output.get("parameters", {}).get("binary_data_size", 0)
@@ -193,42 +201,44 @@ def _with_offsets(outputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         start += size
 
 
-def _array(contract: Contract, output: dict[str, Any], rest: bytes) -> Array:
-    (tensor,) = (one for one in contract.outputs if one.name == output["name"])
+def _array(contract: Contract, output: dict[str, Any], binary_data: bytes) -> Array:
+    (tensor,) = (tensor for tensor in contract.outputs if tensor.name == output["name"])
     dtype = object if tensor.dtype == "string" else np.dtype(tensor.dtype)
     if "data" in output:
         values = [np.nan if value is None else value for value in output["data"]]
         return np.array(values, dtype=dtype).reshape(output["shape"])
-    data = rest[output["start"] : output["end"]]
+    data = binary_data[output["start"] : output["end"]]
     if dtype is object:
-        strings, at = [], 0
-        while at < len(data):
-            size = int.from_bytes(data[at : at + 4], "little")
-            strings.append(data[at + 4 : at + 4 + size].decode())
-            at += 4 + size
+        strings, offset = [], 0
+        while offset < len(data):
+            size = int.from_bytes(data[offset : offset + 4], "little")
+            strings.append(data[offset + 4 : offset + 4 + size].decode())
+            offset += 4 + size
         return np.array(strings, dtype=object).reshape(output["shape"])
     return np.frombuffer(data, dtype).reshape(output["shape"])
 
 
-def _compare(case: Case, contract: Contract, got: list[Array], published: list[Any]) -> None:
-    for tensor, array, value in zip(contract.outputs, got, published, strict=True):
-        came, expected = array, np.asarray(value)
-        assert came.shape == expected.shape, f"{tensor.name}: {came.shape}, not {expected.shape}"
-        if expected.dtype.kind == "f" and np.isnan(came).any():
-            # Null in JSON.
-            expected, came = (np.where(np.isfinite(x), x, np.nan) for x in (expected, came))
-        right = agree(came, expected, rtol=case.rtol, atol=case.atol)
-        assert right.all(), f"{tensor.name}: {(~right).sum()} of {right.size} values differ"
+def _compare(case: Case, contract: Contract, outputs: list[Array], published: list[Any]) -> None:
+    for tensor, output, value in zip(contract.outputs, outputs, published, strict=True):
+        actual, expected = output, np.asarray(value)
+        assert actual.shape == expected.shape, (
+            f"{tensor.name}: expected shape {expected.shape}, got {actual.shape}"
+        )
+        if expected.dtype.kind == "f" and np.isnan(actual).any():
+            # In JSON, NaN and infinities are all null.
+            expected, actual = (np.where(np.isfinite(x), x, np.nan) for x in (expected, actual))
+        equal = agree(actual, expected, rtol=case.rtol, atol=case.atol)
+        assert equal.all(), f"{tensor.name}: {(~equal).sum()} of {equal.size} values differ"
 
 
 def _read(model: onnx.ModelProto, directory: Path) -> tuple[list[Any], list[Any]]:
-    """A data set's inputs and outputs; None for what is no tensor."""
-    read = []
-    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+    """Return the inputs and outputs of a data set; None for sequences and maps."""
+    data_set = []
+    for prefix, values in (("input", model.graph.input), ("output", model.graph.output)):
         files = sorted(
-            directory.glob(f"{what}_*.pb"), key=lambda path: int(path.stem[len(what) + 1 :])
+            directory.glob(f"{prefix}_*.pb"), key=lambda path: int(path.stem[len(prefix) + 1 :])
         )
-        read.append(
+        data_set.append(
             [
                 numpy_helper.to_array(onnx.TensorProto.FromString(file.read_bytes()))
                 if value.type.HasField("tensor_type")
@@ -236,7 +246,7 @@ def _read(model: onnx.ModelProto, directory: Path) -> tuple[list[Any], list[Any]
                 for file, value in zip(files, values, strict=False)
             ]
         )
-    return read[0], read[1]
+    return data_set[0], data_set[1]
 
 
 def _arrays(values: Any) -> list[Any]:
@@ -246,7 +256,7 @@ def _arrays(values: Any) -> list[Any]:
     ]
 
 
-def _names_of_inputs(graph: onnx.GraphProto) -> list[str]:
+def _input_names(graph: onnx.GraphProto) -> list[str]:
     constants = {tensor.name for tensor in graph.initializer}
     return [value.name for value in graph.input if value.name not in constants]
 
@@ -255,25 +265,28 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in PLAIN
 
 
-def _as_text(value: Any) -> Array:
-    """Strings as numpy stores them without pickling; the rest as it is."""
+def _without_objects(value: Any) -> Array:
+    """Return an array that numpy can save without pickling: strings as fixed-width text."""
     array = np.asarray(value)
     return array.astype(str) if array.dtype.kind == "O" else array
 
 
-def _kind_of(reason: str) -> str:
-    """A reason without what only one case has."""
-    for pattern, kind in (
+def _summary(reason: str) -> str:
+    """Return the reason without the details of a single case."""
+    for pattern, summary in (
         (r"ai\.onnx\.preview|training", "onnxruntime does not load it: a domain for training"),
         (r"does not load it", "onnxruntime does not load it"),
-        (r"is (optional\()?(seq|map)\(", "a sequence or a map, which is no tensor"),
-        (r"is tensor\((\w+)\)", "a type that the protocol does not have"),
-        (r"another one in", "it answers the same rows differently: random"),
-        (r"golden rows: output", "golden rows: onnxruntime answers otherwise than published"),
-        (r"does not run|do not run", "it does not run with the published inputs"),
+        (r"is (optional\()?(seq|map)\(", "a sequence or a map instead of a tensor"),
+        (r"is tensor\((\w+)\)", "a datatype that the protocol does not support"),
+        (r"the same rows", "it returns different outputs for the same rows: random"),
+        (
+            r"golden rows: output",
+            "golden rows: the outputs of onnxruntime differ from the published ones",
+        ),
+        (r"does not run|do not run", "onnxruntime cannot run it with the published inputs"),
     ):
         if re.search(pattern, reason):
-            return kind
+            return summary
     return reason
 
 

@@ -1,13 +1,13 @@
-"""A sample of ONNX's own test cases; `make conformance` serves all of them."""
+"""Serve a sample of ONNX's test cases; `make conformance` serves all of them."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.conformance import Case, Refused, cases, serve
+from tests.conformance import Case, Rejected, cases, serve
 
-# A case or two of each type, rank and kind of tensor that the protocol knows.
+# At least one case for each datatype, several ranks, and the special cases of the protocol.
 SERVED = (
     "test_abs",  # FP32, rank 3
     "test_add_int8",
@@ -23,7 +23,7 @@ SERVED = (
     "test_identity",
     "test_lstm_with_initial_bias",
     "test_max_float64",
-    "test_nonzero_example",  # INT64, of a size that no input says
+    "test_nonzero_example",  # INT64, the output's size depends on the values
     "test_reduce_sum_empty_set",  # a dimension of 0
     "test_sequence_model4",
     "test_string_concat",  # BYTES
@@ -31,7 +31,7 @@ SERVED = (
     "test_top_k",  # two outputs
     "test_where_long_example",  # three inputs
 )
-REFUSED = {
+REJECTED = {
     "test_cast_FLOAT_to_BFLOAT16": r'"output" is tensor\(bfloat16\), expected a tensor of bool',
     "test_split_to_sequence_1": r'"seq" is seq\(tensor\(float\)\) \(export its elements',
     "test_stft": "golden rows: output .* values differ",
@@ -40,24 +40,24 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[str, Case]:
-    """Every case, by name."""
+def cases_by_name() -> dict[str, Case]:
+    """All cases, by name."""
     return {case.name: case for case in cases()}
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_a_case_is_served_with_the_outputs_that_onnx_publishes(
-    known: dict[str, Case], tmp_path: Path, name: str
+def test_case_is_served_with_the_published_outputs(
+    cases_by_name: dict[str, Case], tmp_path: Path, name: str
 ) -> None:
     """As JSON and as binary data."""
-    serve(known[name], tmp_path)
+    serve(cases_by_name[name], tmp_path)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_case_that_is_not_served_is_refused_with_the_reason(
-    known: dict[str, Case], tmp_path: Path, name: str
+@pytest.mark.parametrize("name", REJECTED)
+def test_unsupported_case_is_rejected_with_the_reason(
+    cases_by_name: dict[str, Case], tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(Refused) as refused:
-        serve(known[name], tmp_path)
+    with pytest.raises(Rejected) as rejected:
+        serve(cases_by_name[name], tmp_path)
 
-    assert re.search(REFUSED[name], str(refused.value))
+    assert re.search(REJECTED[name], str(rejected.value))

@@ -1,4 +1,4 @@
-"""Clients that are not ours, as judges: Triton's own, and the calls that KServe's makes."""
+"""Tests with the clients of other projects: Triton's, Java's, and the calls of KServe's."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ Client = Callable[[str], InferenceServerClient]
 
 @pytest.fixture
 def triton(own: dict[str, ServerProcess], running: dict[str, ServerProcess]) -> Iterator[Client]:
-    """Triton's client of a running server, by its model's name."""
+    """Triton's client of the server of a model, by the model's name."""
     clients: list[InferenceServerClient] = []
 
     def client_of(name: str) -> InferenceServerClient:
@@ -35,12 +35,12 @@ def triton(own: dict[str, ServerProcess], running: dict[str, ServerProcess]) -> 
         return clients[-1]
 
     yield client_of
-    for one in clients:
-        one.close()
+    for client in clients:
+        client.close()
 
 
 def values(dtype: str) -> Array:
-    """Two rows of a dtype, with what is hard to carry."""
+    """Two rows of a dtype, with values that are hard to transfer."""
     if dtype == "bool":
         return np.array([[True, False], [False, True]])
     if dtype == "string":
@@ -52,15 +52,15 @@ def values(dtype: str) -> Array:
     return np.array([[limits.min, limits.max], [0, 1]], dtype=dtype)
 
 
-def asked(name: str, array: Array, *, binary: bool) -> InferInput:
+def infer_input(name: str, array: Array, *, binary: bool) -> InferInput:
     datatypes: dict[Any, str] = {**DATATYPES}
     dtype = "string" if array.dtype == object else str(array.dtype)
-    made = InferInput(name, list(array.shape), datatypes[dtype])
-    made.set_data_from_numpy(array, binary_data=binary)
-    return made
+    tensor = InferInput(name, list(array.shape), datatypes[dtype])
+    tensor.set_data_from_numpy(array, binary_data=binary)
+    return tensor
 
 
-def test_triton_knows_the_server_and_its_model(triton: Client) -> None:
+def test_triton_reads_health_and_metadata(triton: Client) -> None:
     client = triton("iris")
 
     assert client.is_server_live()
@@ -75,13 +75,13 @@ def test_triton_knows_the_server_and_its_model(triton: Client) -> None:
 
 
 @pytest.mark.parametrize(("to_server", "from_server"), list(product((True, False), repeat=2)))
-def test_triton_gets_back_every_type_as_it_sent_it(
+def test_triton_receives_every_datatype_unchanged(
     triton: Client, *, to_server: bool, from_server: bool
 ) -> None:
-    """All thirteen in one request, as binary data and as JSON, each way."""
-    # Its client itself writes no FP16 as JSON.
+    """All 13 in one request, as binary data and as JSON in both directions."""
+    # Triton's client does not support FP16 as JSON.
     inputs = [
-        asked(f"{dtype}_in", values(dtype), binary=to_server or dtype == "float16")
+        infer_input(f"{dtype}_in", values(dtype), binary=to_server or dtype == "float16")
         for dtype in DTYPES
     ]
     outputs = [
@@ -93,35 +93,37 @@ def test_triton_gets_back_every_type_as_it_sent_it(
 
     assert result.get_response()["id"] == "42"
     for dtype in DTYPES:
-        got, sent = result.as_numpy(dtype), values(dtype)
+        received, sent = result.as_numpy(dtype), values(dtype)
         if dtype == "string":
-            texts = [one.decode() if isinstance(one, bytes) else one for one in got.ravel()]
-            got = np.array(texts, dtype=object).reshape(got.shape)
-        assert np.array_equal(got, sent), dtype
-        assert dtype == "string" or got.dtype == sent.dtype
+            texts = [
+                text.decode() if isinstance(text, bytes) else text for text in received.ravel()
+            ]
+            received = np.array(texts, dtype=object).reshape(received.shape)
+        assert np.array_equal(received, sent), dtype
+        assert dtype == "string" or received.dtype == sent.dtype
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_triton_gets_the_outputs_that_it_names(triton: Client, *, binary: bool) -> None:
-    left, right = np.ones((3, 2), np.float32), np.full((3, 2), 4, np.float32)
-    inputs = [asked("left", left, binary=binary), asked("right", right, binary=binary)]
+def test_triton_receives_only_requested_outputs(triton: Client, *, binary: bool) -> None:
+    left, right = np.full((3, 2), 1, np.float32), np.full((3, 2), 4, np.float32)
+    inputs = [infer_input("left", left, binary=binary), infer_input("right", right, binary=binary)]
     client = triton("pairs")
 
-    all_of_them = client.infer("pairs", inputs)
-    one = client.infer("pairs", inputs, "1", [InferRequestedOutput("ratio", binary_data=binary)])
+    both = client.infer("pairs", inputs)
+    ratio = client.infer("pairs", inputs, "1", [InferRequestedOutput("ratio", binary_data=binary)])
 
-    np.testing.assert_array_equal(all_of_them.as_numpy("sum"), left + right)
-    np.testing.assert_array_equal(one.as_numpy("ratio"), left / right)
-    assert one.as_numpy("sum") is None
+    np.testing.assert_array_equal(both.as_numpy("sum"), left + right)
+    np.testing.assert_array_equal(ratio.as_numpy("ratio"), left / right)
+    assert ratio.as_numpy("sum") is None
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
-def test_triton_compresses_both_ways(triton: Client, compression: str) -> None:
+def test_triton_compresses_requests_and_responses(triton: Client, compression: str) -> None:
     rows = np.zeros((300, 64), np.float32)
 
     result = triton("digits").infer(
         "digits",
-        [asked("input", rows, binary=True)],
+        [infer_input("input", rows, binary=True)],
         request_compression_algorithm=compression,
         response_compression_algorithm=compression,
     )
@@ -129,26 +131,28 @@ def test_triton_compresses_both_ways(triton: Client, compression: str) -> None:
     assert result.as_numpy("probabilities").shape == (300, 10)
 
 
-def test_triton_is_told_what_was_wrong(triton: Client) -> None:
-    with pytest.raises(InferenceServerException) as refused:
-        triton("iris").infer("iris", [asked("input", np.zeros((1, 3), np.float32), binary=True)])
+def test_triton_receives_the_error_message(triton: Client) -> None:
+    with pytest.raises(InferenceServerException) as rejected:
+        triton("iris").infer(
+            "iris", [infer_input("input", np.zeros((1, 3), np.float32), binary=True)]
+        )
 
-    assert refused.value.status() == "400"
-    assert refused.value.message() == 'inputs[0] "input": expected shape [N,4], got [1,3]'
+    assert rejected.value.status() == "400"
+    assert rejected.value.message() == 'inputs[0] "input": expected shape [N,4], got [1,3]'
 
 
 def kserve(url: str, data: dict[str, Any], name: str) -> httpx.Response:
-    """Call infer() with JSON as kserve.InferenceRESTClient does."""
+    """Send a prediction as kserve.InferenceRESTClient.infer() does."""
     headers = {"content-type": "application/json"}
     body = json.dumps(data).encode()
     return httpx.post(f"{url}/v2/models/{name}/infer", content=body, headers=headers)
 
 
-def test_kserves_calls_are_answered(own: dict[str, ServerProcess]) -> None:
-    """Its package does not fit the lock; these are its calls (kserve/inference_client.py)."""
+def test_calls_of_the_kserve_client_succeed(own: dict[str, ServerProcess]) -> None:
+    """The package conflicts with the lock file. The calls are from kserve/inference_client.py."""
     url = own["pairs"].url
     assert httpx.get(f"{url}/v2/health/live").json().get("live") is True
-    # This one it parses, of a model it wants the status alone.
+    # The client parses the readiness of the server. Of a model it reads the status only.
     assert httpx.get(f"{url}/v2/health/ready").json().get("ready") is True
     assert httpx.get(f"{url}/v2/models/pairs/ready").is_success
     inputs = [
@@ -156,19 +160,21 @@ def test_kserves_calls_are_answered(own: dict[str, ServerProcess]) -> None:
         for name in ("left", "right")
     ]
 
-    answer = kserve(url, {"id": "7", "inputs": inputs}, "pairs")
+    response = kserve(url, {"id": "7", "inputs": inputs}, "pairs")
 
-    # InferResponse.from_bytes: these keys it takes without asking.
-    body = answer.json()
+    # InferResponse.from_bytes requires these keys.
+    body = response.json()
     assert (body["id"], body["model_name"], body["model_version"]) == ("7", "pairs", "1")
-    assert [(one["name"], one["shape"], one["datatype"]) for one in body["outputs"]] == [
+    assert [
+        (output["name"], output["shape"], output["datatype"]) for output in body["outputs"]
+    ] == [
         ("sum", [1, 2], "FP32"),
         ("ratio", [1, 2], "FP32"),
     ]
     assert body["outputs"][0]["data"] == [2, 4]
 
 
-def test_kserves_binary_call_is_answered(own: dict[str, ServerProcess]) -> None:
+def test_binary_call_of_the_kserve_client_succeeds(own: dict[str, ServerProcess]) -> None:
     """InferRequest.to_rest() with raw data: JSON first, then the tensors."""
     raw = np.array([1, 2], "<f4").tobytes()
     inputs = [
@@ -181,23 +187,23 @@ def test_kserves_binary_call_is_answered(own: dict[str, ServerProcess]) -> None:
         "content-type": "application/octet-stream",
     }
 
-    answer = httpx.post(
+    response = httpx.post(
         f"{own['pairs'].url}/v2/models/pairs/infer", content=head + raw + raw, headers=headers
     )
 
-    size = int(answer.headers["Inference-Header-Content-Length"])
-    outputs = json.loads(answer.content[:size])["outputs"]
-    assert [one["parameters"]["binary_data_size"] for one in outputs] == [8, 8]
-    np.testing.assert_array_equal(np.frombuffer(answer.content[size:], "<f4"), [2, 4, 1, 1])
+    size = int(response.headers["Inference-Header-Content-Length"])
+    outputs = json.loads(response.content[:size])["outputs"]
+    assert [output["parameters"]["binary_data_size"] for output in outputs] == [8, 8]
+    np.testing.assert_array_equal(np.frombuffer(response.content[size:], "<f4"), [2, 4, 1, 1])
 
 
-def test_kserves_errors_have_its_form(own: dict[str, ServerProcess]) -> None:
-    """It reads `error` where the content type is exactly this."""
-    answer = kserve(own["pairs"].url, {"inputs": []}, "pairs")
+def test_errors_can_be_read_by_the_kserve_client(own: dict[str, ServerProcess]) -> None:
+    """It reads `error` only if the content type is exactly application/json."""
+    response = kserve(own["pairs"].url, {"inputs": []}, "pairs")
 
-    assert not answer.is_success
-    assert answer.headers["content-type"] == "application/json"
-    assert "error" in answer.json()
+    assert not response.is_success
+    assert response.headers["content-type"] == "application/json"
+    assert "error" in response.json()
 
 
 JAVA_CLIENT = """
@@ -225,7 +231,7 @@ class Client {
 """
 
 
-def test_java_gets_predictions(running: dict[str, ServerProcess], tmp_path: Path) -> None:
+def test_java_receives_predictions(running: dict[str, ServerProcess], tmp_path: Path) -> None:
     """Java's HttpClient offers HTTP/2 with `Upgrade: h2c`, with fixed and with chunked bodies."""
     if shutil.which("javac") is None:
         unavailable("needs a Java development kit")

@@ -1,4 +1,4 @@
-"""The hot endpoints over real HTTP, in both modes: right answers, and clear refusals."""
+"""Tests of /predict and /predict/label over real HTTP, in both modes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,25 +15,23 @@ Client = Callable[[str], httpx.Client]
 
 
 @pytest.mark.parametrize("dataset", ["iris", "digits", "diabetes"])
-def test_every_data_set_is_predicted_as_training_saw_it(
-    client: Client, dataset: str, store: Path
-) -> None:
-    """The golden rows over HTTP: what training promised is what a client gets."""
+def test_golden_rows_are_reproduced_over_http(client: Client, dataset: str, store: Path) -> None:
+    """Clients get the predictions that training computed."""
     contract: Contract = read_contract(store / dataset / "1")
     inputs, expected = contract.golden_inputs(), contract.golden_outputs()
     data = inputs[contract.inputs[0].name].tolist()
 
-    answer = client(dataset).post("/predict", json={"data": data})
+    response = client(dataset).post("/predict", json={"data": data})
 
-    assert answer.status_code == 200
-    got = np.array(answer.json()["prediction"])
-    wanted = expected[contract.prediction.name]
-    assert got.shape == wanted.shape
-    np.testing.assert_allclose(got, wanted, rtol=contract.golden.rtol, atol=contract.golden.atol)
+    assert response.status_code == 200
+    actual = np.array(response.json()["prediction"])
+    golden = expected[contract.prediction.name]
+    assert actual.shape == golden.shape
+    np.testing.assert_allclose(actual, golden, rtol=contract.golden.rtol, atol=contract.golden.atol)
 
 
-def test_two_rows_give_two_rows_in_order(iris: httpx.Client) -> None:
-    """The book's code answered the first row only."""
+def test_each_row_gets_a_prediction_in_order(iris: httpx.Client) -> None:
+    """The book's code returned a prediction for the first row only."""
     prediction = iris.post("/predict", json={"data": ROWS}).json()["prediction"]
 
     assert [len(row) for row in prediction] == [3, 3]
@@ -41,13 +39,13 @@ def test_two_rows_give_two_rows_in_order(iris: httpx.Client) -> None:
     assert all(abs(sum(row) - 1) < 1e-5 for row in prediction)
 
 
-def test_labels_are_given_a_row_each(iris: httpx.Client) -> None:
-    answer = iris.post("/predict/label", json={"data": ROWS})
+def test_each_row_gets_a_label(iris: httpx.Client) -> None:
+    response = iris.post("/predict/label", json={"data": ROWS})
 
-    assert answer.json() == {"prediction": ["setosa", "virginica"]}
+    assert response.json() == {"prediction": ["setosa", "virginica"]}
 
 
-def test_an_answer_says_which_model_made_it(iris: httpx.Client, store: Path) -> None:
+def test_response_headers_identify_the_model(iris: httpx.Client, store: Path) -> None:
     contract = read_contract(store / "iris" / "1")
 
     headers = iris.post("/predict", json={"data": ROWS}).headers
@@ -57,18 +55,18 @@ def test_an_answer_says_which_model_made_it(iris: httpx.Client, store: Path) -> 
     assert headers["model-sha256"] == contract.model.sha256
 
 
-def test_a_form_content_type_is_read_as_json(iris: httpx.Client) -> None:
-    """`curl -d` sends one."""
-    answer = iris.post(
+def test_body_with_the_content_type_of_a_form_is_read_as_json(iris: httpx.Client) -> None:
+    """`curl -d` sends this content type."""
+    response = iris.post(
         "/predict",
         content=json.dumps({"data": ROWS}),
         headers={"content-type": "application/x-www-form-urlencoded"},
     )
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
-def test_a_regression_predicts_a_row_of_one_number(client: Client) -> None:
+def test_regression_returns_one_number_per_row(client: Client) -> None:
     sample = client("diabetes").get("/metadata").json()["data_sample"]
 
     prediction = client("diabetes").post("/predict", json={"data": sample}).json()["prediction"]
@@ -78,18 +76,19 @@ def test_a_regression_predicts_a_row_of_one_number(client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/predict/label", "/predict/test/label", "/label"])
-def test_a_regression_has_no_labels(client: Client, path: str) -> None:
-    """An index is no label; 404 says so."""
+def test_label_paths_of_a_regression_return_404(client: Client, path: str) -> None:
+    """It has no labels."""
     method = "POST" if path == "/predict/label" else "GET"
 
-    answer = client("diabetes").request(method, path, json={"data": [[0.0] * 10]})
+    response = client("diabetes").request(method, path, json={"data": [[0.0] * 10]})
 
-    assert answer.status_code == 404
-    assert answer.json() == {"error": 'the model "diabetes" has no labels'}
+    assert response.status_code == 404
+    assert response.json() == {"error": 'the model "diabetes" has no labels'}
 
 
 GOOD_ROW = "[5.1, 3.5, 1.4, 0.2]"
-BAD: dict[str, tuple[str | bytes, int, list[str]]] = {
+# Body, expected status, and expected parts of the message.
+INVALID: dict[str, tuple[str | bytes, int, list[str]]] = {
     "empty body": ("", 400, ["body", "an empty body"]),
     "not json": ("data=1", 400, ["body", "expected JSON", "at byte 0"]),
     "cut json": ('{"data": [[5.1', 400, ["body", "expected JSON"]),
@@ -97,7 +96,7 @@ BAD: dict[str, tuple[str | bytes, int, list[str]]] = {
     "not utf-8": (b'{"data": "\xff"}', 400, ["body"]),
     "a list": (f"[{GOOD_ROW}]", 400, ["body", '{"data": …}', "a list of 1"]),
     "null": ("null", 400, ["body", "null"]),
-    "nothing in it": ("{}", 400, ['missing field "data"']),
+    "empty object": ("{}", 400, ['missing field "data"']),
     "misspelt": (f'{{"dta": [{GOOD_ROW}]}}', 400, ['missing field "data"', '"dta"']),
     "unknown field": (f'{{"data": [{GOOD_ROW}], "x": 1}}', 400, ['unknown field "x"']),
     "not a list": ('{"data": 1}', 400, ["data:", "a list of one row or more", "got 1"]),
@@ -117,16 +116,16 @@ BAD: dict[str, tuple[str | bytes, int, list[str]]] = {
     "infinity": ('{"data": [[5.1, 3.5, 1.4, -Infinity]]}', 400, ["data[0][3]:", "-Infinity"]),
     "over float64": ('{"data": [[5.1, 3.5, 1.4, 1e999]]}', 400, ["data[0][3]:", "finite"]),
     "over float32": ('{"data": [[5.1, 3.5, 1.4, 1e39]]}', 400, ["data[0][3]:", "float32", "1e+39"]),
-    "endless digits": (f'{{"data": [[1, 2, 3, {"9" * 5000}]]}}', 400, ["data[0][3]"]),
-    "endless nesting": ('{"data": ' + "[" * 100_000, 400, ["data"]),
-    "half a surrogate": (r'{"data": [["\ud800", 1, 2, 3]]}', 400, ["data[0][0]:", "a number"]),
-    "field of half a surrogate": (r'{"\ud800": 1}', 400, ['missing field "data"']),
+    "too many digits": (f'{{"data": [[1, 2, 3, {"9" * 5000}]]}}', 400, ["data[0][3]"]),
+    "too deeply nested": ('{"data": ' + "[" * 100_000, 400, ["data"]),
+    "lone surrogate": (r'{"data": [["\ud800", 1, 2, 3]]}', 400, ["data[0][0]:", "a number"]),
+    "field of a lone surrogate": (r'{"\ud800": 1}', 400, ['missing field "data"']),
     "many fields": (
         json.dumps({str(n): 1 for n in range(1000)}),
         400,
         ['missing field "data"', 'unknown field "4"', "995 more"],
     ),
-    "large and wrong": (
+    "large and invalid": (
         f'{{"data": [{",".join([GOOD_ROW] * 1000)}, ["{"x" * 300_000}", 1, 2, 3]]}}',
         400,
         ["data[1000][0]: expected `float`, got `str`"],
@@ -141,26 +140,26 @@ BAD: dict[str, tuple[str | bytes, int, list[str]]] = {
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/label"])
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_with_field_expectation_and_what_came(
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_body_is_rejected_with_field_expected_and_actual(
     iris: httpx.Client, path: str, case: str
 ) -> None:
-    """Never 500, never a prediction for a default; the next request is answered."""
-    body, status, said = BAD[case]
+    """Not status 500, and no prediction from a default value. The next request succeeds."""
+    body, status, parts = INVALID[case]
 
-    refused = iris.post(path, content=body)
-    next_answer = iris.post(path, json={"data": ROWS})
+    rejected = iris.post(path, content=body)
+    next_response = iris.post(path, json={"data": ROWS})
 
-    assert refused.status_code == status
-    assert list(refused.json()) == ["error"]
-    assert [part for part in said if part not in refused.json()["error"]] == []
-    assert refused.headers["content-type"] == "application/json"
-    assert next_answer.status_code == 200
+    assert rejected.status_code == status
+    assert list(rejected.json()) == ["error"]
+    assert [part for part in parts if part not in rejected.json()["error"]] == []
+    assert rejected.headers["content-type"] == "application/json"
+    assert next_response.status_code == 200
 
 
 @pytest.mark.parametrize("framing", ["content-length", "chunked"])
-def test_a_body_over_the_limit_is_refused(server: Start, framing: str) -> None:
-    """Without Content-Length the limit must hold, too."""
+def test_body_over_the_limit_is_rejected(server: Start, framing: str) -> None:
+    """Also without Content-Length."""
     url = server(MAX_BODY_BYTES="1000").wait_until_ready().url
     exact = json.dumps({"data": ROWS}).encode().ljust(1000)
 
@@ -170,36 +169,36 @@ def test_a_body_over_the_limit_is_refused(server: Start, framing: str) -> None:
 
     with httpx.Client(base_url=url) as client:
         assert client.post("/predict", content=content(1000)).status_code == 200
-        refused = client.post("/predict", content=content(1001))
+        rejected = client.post("/predict", content=content(1001))
         huge = client.post("/predict", content=content(3_000_000))
         assert client.post("/predict", json={"data": ROWS}).status_code == 200
 
-    assert refused.status_code == huge.status_code == 413
-    assert refused.json()["error"].startswith("body: expected at most 1000 bytes, got ")
+    assert rejected.status_code == huge.status_code == 413
+    assert rejected.json()["error"].startswith("body: expected at most 1000 bytes, got ")
 
 
-def test_a_row_limit_of_the_environment_holds(server: Start) -> None:
+def test_max_batch_rows_limits_the_rows_of_a_request(server: Start) -> None:
     url = server(MAX_BATCH_ROWS="2").wait_until_ready().url
 
     assert httpx.post(f"{url}/predict", json={"data": ROWS}).status_code == 200
-    refused = httpx.post(f"{url}/predict", json={"data": [*ROWS, ROWS[0]]})
-    assert refused.status_code == 413
-    assert refused.json() == {"error": "data: expected at most 2 rows, got 3"}
+    rejected = httpx.post(f"{url}/predict", json={"data": [*ROWS, ROWS[0]]})
+    assert rejected.status_code == 413
+    assert rejected.json() == {"error": "data: expected at most 2 rows, got 3"}
 
 
-def test_a_row_that_overflows_has_no_label(iris: httpx.Client) -> None:
-    """Probabilities that are no numbers have no largest one: nothing is made up."""
+def test_row_with_nan_scores_has_no_label(iris: httpx.Client) -> None:
+    """These values overflow inside the model. NaN scores have no largest one."""
     data = {"data": [[3.4e38, 3.4e38, -3.4e38, 3.4e38], ROWS[0]]}
 
-    numbers = iris.post("/predict", json=data).json()["prediction"]
+    predictions = iris.post("/predict", json=data).json()["prediction"]
     labels = iris.post("/predict/label", json=data).json()["prediction"]
 
-    assert numbers[0] == [None, None, None]
+    assert predictions[0] == [None, None, None]
     assert labels == [None, "setosa"]
 
 
 @pytest.mark.parametrize(
-    ("head", "status", "said"),
+    ("head", "status", "message"),
     [
         (b"nonsense\r\n\r\n", 400, b"Invalid HTTP request received."),
         (
@@ -208,34 +207,35 @@ def test_a_row_that_overflows_has_no_label(iris: httpx.Client) -> None:
             b"head: expected at most 65536 bytes",
         ),
     ],
-    ids=["no HTTP", "a head without end"],
+    ids=["not HTTP", "too large"],
 )
-def test_a_head_that_is_none_is_refused_in_the_same_form(
-    iris: httpx.Client, head: bytes, status: int, said: bytes
+def test_invalid_request_head_gets_a_json_error(
+    iris: httpx.Client, head: bytes, status: int, message: bytes
 ) -> None:
     with connect(str(iris.base_url)) as connection:
-        # All is read before the last byte comes: a reset would take the answer away.
+        # The server reads everything before the last byte is sent. If it closed the connection with
+        # unread data, the kernel would send a reset, and the response would be lost.
         connection.sendall(head[:-1])
         wait_until_read(connection)
         connection.sendall(head[-1:])
-        answer = b""
+        response = b""
         while piece := connection.recv(65536):
-            answer += piece
+            response += piece
 
-    assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert b'\r\n\r\n{"error": "' + said in answer
-
-
-def test_another_method_is_refused_in_the_same_form(iris: httpx.Client) -> None:
-    answer = iris.get("/predict")
-
-    assert answer.status_code == 405
-    assert answer.headers["allow"] == "POST"
-    assert answer.json() == {"error": "/predict: expected POST, got GET"}
+    assert response.startswith(b"HTTP/1.1 %d " % status)
+    assert b'\r\n\r\n{"error": "' + message in response
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_request_harms_nobody(iris: httpx.Client) -> None:
-    with connect(str(iris.base_url)) as leaving:
-        leaving.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+def test_wrong_method_gets_a_json_error(iris: httpx.Client) -> None:
+    response = iris.get("/predict")
+
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert response.json() == {"error": "/predict: expected POST, got GET"}
+
+
+def test_client_that_disconnects_during_its_request_affects_no_other(iris: httpx.Client) -> None:
+    with connect(str(iris.base_url)) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
 
     assert iris.post("/predict", json={"data": ROWS}).status_code == 200

@@ -1,8 +1,7 @@
-"""Requests that wait share a run, and none notices it but by the time it takes."""
+"""Tests of batches: each request gets its own result, whatever else is in the batch."""
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,13 @@ from tests.onnx_files import FLOAT, INT64, save
 from training.import_onnx import make_contract
 
 MAX_ROWS = 16
-Ask = Callable[[Array], Awaitable[list[Array]]]
 
 
 class Served:
-    """A model behind a batcher, with requests that are all under way at once."""
+    """A model and its batcher, for requests that wait at the same time.
+
+    seconds_per_value: 0 runs on the event loop, 1 on the thread.
+    """
 
     def __init__(self, artifact: Path, *, seconds_per_value: float = 0.0) -> None:
         opened = Model.open(artifact, read_contract(artifact), max_rows=MAX_ROWS)
@@ -31,20 +32,20 @@ class Served:
         self.metrics = Metrics(Counters(1))
         self.batcher = Batcher(self.metrics, max_rows=MAX_ROWS)
 
-    async def ask(self, rows: Array) -> list[Array]:
+    async def predict(self, rows: Array) -> list[Array]:
         self.batcher.serve(self.model)
         (name,) = (tensor.name for tensor in self.model.contract.inputs)
         return await self.batcher.run(
             self.model, InferenceRequest({name: rows}, self.model.output_names)
         )
 
-    def ask_all(self, requests: list[Array]) -> list[list[Array] | BaseException]:
-        async def together() -> list[list[Array] | BaseException]:
-            return await asyncio.gather(*map(self.ask, requests), return_exceptions=True)
+    def predict_all(self, requests: list[Array]) -> list[list[Array] | BaseException]:
+        async def gather() -> list[list[Array] | BaseException]:
+            return await asyncio.gather(*map(self.predict, requests), return_exceptions=True)
 
-        answers = asyncio.run(together())
+        results = asyncio.run(gather())
         self.batcher.close()
-        return answers
+        return results
 
     @property
     def runs(self) -> int:
@@ -53,64 +54,64 @@ class Served:
 
 @pytest.fixture
 def requests(store: Path) -> list[Array]:
-    """Ten requests of one to four rows each, of which no two are alike."""
+    """Ten different requests of one to four rows each."""
     (rows,) = read_contract(store / "iris" / "1").golden_inputs().values()
     return [rows[number : number + 1 + number % 4] for number in range(10)]
 
 
 @pytest.mark.parametrize("seconds_per_value", [0.0, 1.0])
-def test_requests_that_wait_share_runs_and_get_what_they_would_alone(
+def test_batched_requests_get_the_same_results_as_alone(
     store: Path, requests: list[Array], seconds_per_value: float
 ) -> None:
-    """In a turn of the event loop, or while the thread runs what came before."""
+    """Requests of one turn of the event loop, or that waited for the thread, form a batch."""
     served = Served(store / "iris" / "1", seconds_per_value=seconds_per_value)
 
-    answers = served.ask_all(requests)
+    results = served.predict_all(requests)
 
     assert served.runs < len(requests) / 2
     golden = served.model.contract.golden
-    for rows, answer in zip(requests, answers, strict=True):
-        assert not isinstance(answer, BaseException)
-        (got,), (alone,) = answer, served.model.run({"input": rows}, served.model.output_names)
-        np.testing.assert_allclose(got, alone, golden.rtol, golden.atol)
-        assert got.argmax(axis=1).tolist() == alone.argmax(axis=1).tolist()
+    for rows, result in zip(requests, results, strict=True):
+        assert not isinstance(result, BaseException)
+        (batched,), (alone,) = result, served.model.run({"input": rows}, served.model.output_names)
+        np.testing.assert_allclose(batched, alone, golden.rtol, golden.atol)
+        assert batched.argmax(axis=1).tolist() == alone.argmax(axis=1).tolist()
 
 
-def test_no_run_has_more_rows_than_the_limit(store: Path) -> None:
-    """However many wait: a neighbour is delayed by no more than that."""
+def test_no_batch_has_more_rows_than_the_limit(store: Path) -> None:
+    """A batch delays other requests, so its size must not grow with their number."""
     served = Served(store / "iris" / "1")
     (rows,) = served.model.contract.golden_inputs().values()
 
-    served.ask_all([rows[:7]] * 9)
+    served.predict_all([rows[:7]] * 9)
 
     bounds = served.metrics.batch_rows.bounds
-    most = [bound for bound, count in zip(bounds, served.metrics.batch_rows.counts(), strict=False)
+    sizes = [bound for bound, count in zip(bounds, served.metrics.batch_rows.counts(), strict=False)
             if count]  # fmt: skip
-    assert max(most) == MAX_ROWS
+    assert max(sizes) == MAX_ROWS
     assert served.metrics.rows.total() == 63
 
 
-def test_a_request_that_is_alone_does_not_wait_for_others(
+def test_single_request_does_not_wait_for_further_requests(
     store: Path, requests: list[Array]
 ) -> None:
-    """It is answered in the turn of the event loop after the one that it came in."""
+    """It runs in the turn of the event loop after the one that submitted it."""
     served = Served(store / "iris" / "1")
 
-    async def one_after_the_other() -> None:
+    async def predict_in_sequence() -> None:
         for rows in requests:
-            asked = asyncio.create_task(served.ask(rows))
-            for _ in range(3):  # it begins, it runs, it is told
+            task = asyncio.create_task(served.predict(rows))
+            for _ in range(3):  # submit, run, resume the task
                 await asyncio.sleep(0)
-            assert asked.done()
+            assert task.done()
 
-    asyncio.run(one_after_the_other())
+    asyncio.run(predict_in_sequence())
 
     assert served.runs == len(requests)
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """A model that takes what a table has at an index: it fails for one that is not there."""
+    """A model that looks up an index in a table. It fails for an index outside of the table."""
     file = save(
         tmp_path / "table.onnx",
         [("index", INT64, ["N"])],
@@ -125,23 +126,24 @@ def table(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("seconds_per_value", [0.0, 1.0])
-def test_a_request_that_fails_fails_alone(table: Path, seconds_per_value: float) -> None:
+def test_failing_request_does_not_fail_its_batch(table: Path, seconds_per_value: float) -> None:
+    """The batch fails, so each of its requests is run alone."""
     served = Served(table, seconds_per_value=seconds_per_value)
     indices = [0, 1, 99, 3, 4]
 
-    answers = served.ask_all([np.array([index], np.int64) for index in indices])
+    results = served.predict_all([np.array([index], np.int64) for index in indices])
 
-    for index, answer in zip(indices, answers, strict=True):
+    for index, result in zip(indices, results, strict=True):
         if index == 99:
-            assert isinstance(answer, RequestError)
-            assert answer.status == 400
+            assert isinstance(result, RequestError)
+            assert result.status == 400
         else:
-            assert not isinstance(answer, BaseException)
-            assert answer[0].tolist() == [index]
+            assert not isinstance(result, BaseException)
+            assert result[0].tolist() == [index]
 
 
-def test_requests_of_other_shapes_are_other_runs(tmp_path: Path) -> None:
-    """But for their rows they must be alike."""
+def test_requests_with_rows_of_different_shapes_are_not_batched(tmp_path: Path) -> None:
+    """Their arrays cannot be concatenated."""
     file = save(
         tmp_path / "wide.onnx",
         [("x", FLOAT, ["N", "width"])],
@@ -154,15 +156,15 @@ def test_requests_of_other_shapes_are_other_runs(tmp_path: Path) -> None:
     served = Served(Path(artifact))
     requests = [np.full((1, width), width, np.float32) for width in (1, 2, 3, 2, 1, 3)]
 
-    answers = served.ask_all(requests)
+    results = served.predict_all(requests)
 
-    for rows, answer in zip(requests, answers, strict=True):
-        assert not isinstance(answer, BaseException)
-        np.testing.assert_array_equal(answer[0], -rows)
+    for rows, result in zip(requests, results, strict=True):
+        assert not isinstance(result, BaseException)
+        np.testing.assert_array_equal(result[0], -rows)
 
 
-def test_inputs_that_have_not_as_many_rows_are_no_neighbours(tmp_path: Path) -> None:
-    """Where the contract names no dimension, each input of a request has its own."""
+def test_inputs_with_different_numbers_of_rows_are_not_batched(tmp_path: Path) -> None:
+    """Unnamed dimensions allow them; concatenated, rows of different requests would be paired."""
     file = save(
         tmp_path / "two.onnx",
         [("a", FLOAT, [None, 1]), ("b", FLOAT, [None, 1])],
@@ -174,57 +176,64 @@ def test_inputs_that_have_not_as_many_rows_are_no_neighbours(tmp_path: Path) -> 
     )
     served = Served(Path(artifact))
     requests = [
-        {"a": np.full((rows, 1), at, np.float32), "b": np.full((others, 1), at, np.float32)}
-        for at, (rows, others) in enumerate([(2, 3), (1, 1), (3, 2)])
+        {"a": np.full((a_rows, 1), index, np.float32), "b": np.full((b_rows, 1), index, np.float32)}
+        for index, (a_rows, b_rows) in enumerate([(2, 3), (1, 1), (3, 2)])
     ]
 
-    async def together() -> list[list[Array]]:
+    async def gather() -> list[list[Array]]:
         served.batcher.serve(served.model)
-        asked = [InferenceRequest(inputs, served.model.output_names) for inputs in requests]
-        return await asyncio.gather(*(served.batcher.run(served.model, one) for one in asked))
+        outputs = served.model.output_names
+        return await asyncio.gather(
+            *(
+                served.batcher.run(served.model, InferenceRequest(inputs, outputs))
+                for inputs in requests
+            )
+        )
 
     assert served.model.batches
-    for inputs, (x, y) in zip(requests, asyncio.run(together()), strict=True):
+    for inputs, (x, y) in zip(requests, asyncio.run(gather()), strict=True):
         np.testing.assert_array_equal(x, -inputs["a"])
         np.testing.assert_array_equal(y, -inputs["b"])
 
 
-def test_rows_that_depend_on_each_other_do_not_share_a_run(own_store: Path) -> None:
+def test_model_whose_rows_depend_on_each_other_gets_no_batches(own_store: Path) -> None:
+    """It subtracts the mean of all rows: in a batch, the mean of other requests' rows."""
     served = Served(own_store / "centered" / "1")
     requests = [np.full((1, 2), number, np.float32) for number in range(6)]
 
-    answers = served.ask_all(requests)
+    results = served.predict_all(requests)
 
     assert served.runs == len(requests)
-    for answer in answers:
-        assert not isinstance(answer, BaseException)
-        assert answer[0].tolist() == [[0, 0]]
+    for result in results:
+        assert not isinstance(result, BaseException)
+        assert result[0].tolist() == [[0, 0]]
 
 
-def test_whoever_went_away_is_no_hindrance(store: Path, requests: list[Array]) -> None:
+def test_disconnected_client_does_not_fail_its_batch(store: Path, requests: list[Array]) -> None:
+    """Its task is cancelled while the request waits."""
     served = Served(store / "iris" / "1", seconds_per_value=1.0)
 
-    async def cancel_one() -> list[Array]:
-        first, second, third = (asyncio.create_task(served.ask(rows)) for rows in requests[:3])
+    async def cancel_second() -> list[Array]:
+        first, second, third = (asyncio.create_task(served.predict(rows)) for rows in requests[:3])
         await asyncio.sleep(0)
         second.cancel()
         await first
         return await third
 
-    (answer,) = asyncio.run(cancel_one())
+    (result,) = asyncio.run(cancel_second())
     served.batcher.close()
 
-    assert len(answer) == len(requests[2])
+    assert len(result) == len(requests[2])
 
 
-def test_a_request_in_the_thread_keeps_the_loop_free(store: Path, requests: list[Array]) -> None:
-    """While a long run goes on, everything else of the process does, too."""
+def test_long_run_does_not_block_the_event_loop(store: Path, requests: list[Array]) -> None:
+    """Health probes must be answered meanwhile."""
     served = Served(store / "iris" / "1", seconds_per_value=1.0)
 
     async def count_turns() -> int:
-        asked = asyncio.create_task(served.ask(requests[0]))
+        task = asyncio.create_task(served.predict(requests[0]))
         turns = 0
-        while not asked.done():
+        while not task.done():
             await asyncio.sleep(0)
             turns += 1
         return turns

@@ -1,4 +1,4 @@
-"""A request gets the same prediction alone and under load."""
+"""Tests that a request gets the same prediction alone and under load, over HTTP."""
 
 import json
 import os
@@ -31,10 +31,10 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def publish(encoder: Path, store: Path, **options: Any) -> Path:
     """Publish the encoder without a sample; return its artifact."""
-    made = make_contract(
+    artifact = make_contract(
         onnx_file=encoder, name="encoder", version="1", store=store, purpose="a test", **options
     )
-    return Path(made)
+    return Path(artifact)
 
 
 def bodies() -> list[bytes]:
@@ -57,8 +57,8 @@ def bodies() -> list[bytes]:
 def scores_alone(url: str) -> Array:
     """The scores of every text, each requested after the previous response."""
     with httpx.Client(base_url=url, timeout=20) as client:
-        answers = [client.post(PATH, content=body) for body in bodies()]
-    return np.array([answer.json()["outputs"][0]["data"] for answer in answers])
+        responses = [client.post(PATH, content=body) for body in bodies()]
+    return np.array([response.json()["outputs"][0]["data"] for response in responses])
 
 
 def scores_under_load(url: str) -> Array:
@@ -81,14 +81,14 @@ def scores_under_load(url: str) -> Array:
                 for connection in connections:
                     connection.request("POST", PATH, waiting.pop(0))
             for connection in connections:
-                answer = json.loads(connection.getresponse().read())
-                scores.append(answer["outputs"][0]["data"])
+                response = json.loads(connection.getresponse().read())
+                scores.append(response["outputs"][0]["data"])
     return np.array(scores)
 
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """Stop a process, so that it finds everything at once that is sent to it meanwhile."""
+    """Stop a process, so that it receives everything sent meanwhile in a single turn."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -96,8 +96,8 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def changed(alone: Array, under_load: Array, artifact: Path) -> int:
-    """How many texts have other scores under load."""
+def count_changed(alone: Array, under_load: Array, artifact: Path) -> int:
+    """The number of texts with different scores under load."""
     golden = read_contract(artifact).golden
     same = np.isclose(under_load, alone, rtol=golden.rtol, atol=golden.atol)
     return int((~same.all(axis=1)).sum())
@@ -113,7 +113,7 @@ def test_predictions_of_a_dynamically_quantised_encoder_stay_the_same_under_load
     alone, under_load = scores_alone(url), scores_under_load(url)
 
     assert len(np.unique(alone, axis=0)) == REQUESTS
-    assert changed(alone, under_load, artifact) == 0
+    assert count_changed(alone, under_load, artifact) == 0
     assert contract.batching is False
     assert contract.golden.source == (
         "generated, seed 0; batching is off: a row's answer depends on the other rows in the run"
@@ -129,4 +129,4 @@ def test_predictions_change_under_load_if_batching_is_forced(
 
     alone, under_load = scores_alone(url), scores_under_load(url)
 
-    assert changed(alone, under_load, artifact) > 0
+    assert count_changed(alone, under_load, artifact) > 0

@@ -1,4 +1,4 @@
-"""The JSON codec of shapes and types the data sets of scikit-learn do not have."""
+"""Tests of the rows codec with shapes and dtypes that scikit-learn's data sets do not have."""
 
 import json
 
@@ -15,12 +15,13 @@ def tensor(dtype: str, *shape: int | str | None) -> Tensor:
     return Tensor.model_validate({"name": "x", "dtype": dtype, "shape": shape})
 
 
-def rows_of(given: Tensor) -> RowsCodec:
-    return RowsCodec(contract_of([given], [tensor("float32", "N", 2)]), max_rows=8)
+def codec_of(input_tensor: Tensor) -> RowsCodec:
+    """The codec of a contract with this input."""
+    return RowsCodec(contract_of([input_tensor], [tensor("float32", "N", 2)]), max_rows=8)
 
 
 @pytest.mark.parametrize(
-    ("given", "data"),
+    ("input_tensor", "data"),
     [
         (tensor("int64", "N", 2), [[1, -2], [3, 4]]),
         (tensor("uint8", "N", 2), [[0, 255]]),
@@ -35,15 +36,15 @@ def rows_of(given: Tensor) -> RowsCodec:
     ],
     ids=lambda value: value.signature if isinstance(value, Tensor) else "",
 )
-def test_what_the_contract_allows_is_decoded_exactly(given: Tensor, data: object) -> None:
-    array = rows_of(given).decode(json.dumps({"data": data}).encode())["x"]
+def test_valid_rows_are_decoded_exactly(input_tensor: Tensor, data: object) -> None:
+    array = codec_of(input_tensor).decode(json.dumps({"data": data}).encode())["x"]
 
-    assert array.dtype == given.dtype
+    assert array.dtype == input_tensor.dtype
     assert array.tolist() == data
 
 
 @pytest.mark.parametrize(
-    ("given", "data", "said"),
+    ("input_tensor", "data", "message"),
     [
         (tensor("int64", "N", 1), [[1.5]], "data[0][0]: expected a whole number that fits int64"),
         (tensor("int64", "N", 1), [[2**63]], f"that fits int64, got {2**63}"),
@@ -70,19 +71,21 @@ def test_what_the_contract_allows_is_decoded_exactly(given: Tensor, data: object
     ],
     ids=lambda value: value.signature if isinstance(value, Tensor) else "",
 )
-def test_what_the_contract_does_not_allow_is_named(given: Tensor, data: object, said: str) -> None:
-    with pytest.raises(RequestError) as refused:
-        rows_of(given).decode(json.dumps({"data": data}).encode())
+def test_invalid_rows_are_rejected_with_the_index(
+    input_tensor: Tensor, data: object, message: str
+) -> None:
+    with pytest.raises(RequestError) as rejected:
+        codec_of(input_tensor).decode(json.dumps({"data": data}).encode())
 
-    assert refused.value.status == 400
-    assert said in refused.value.message
+    assert rejected.value.status == 400
+    assert message in rejected.value.message
 
 
-def test_nan_and_infinity_are_null_in_an_answer() -> None:
-    """JSON has no word for them, and a client's parser must not fail."""
+def test_nan_and_infinity_are_null_in_a_response() -> None:
+    """JSON cannot represent them, and a client's parser must not fail."""
     outputs = [np.array([[np.nan, np.inf]], dtype=np.float32)]
 
-    body = rows_of(tensor("float32", "N", 1)).encode(outputs)
+    body = codec_of(tensor("float32", "N", 1)).encode(outputs)
 
     assert json.loads(body) == {"prediction": [[None, None]]}
 
@@ -95,7 +98,7 @@ def test_nan_and_infinity_are_null_in_an_answer() -> None:
         [tensor("float32", "N"), tensor("float32", "N").model_copy(update={"name": "y"})],
     ],
 )
-def test_a_model_that_takes_no_rows_says_what_it_takes(inputs: list[Tensor]) -> None:
+def test_reason_names_the_inputs_that_do_not_support_rows(inputs: list[Tensor]) -> None:
     contract: Contract = contract_of(inputs, [tensor("float32", "N", 2)])
 
     reason = rows_unsupported_reason(contract)
@@ -105,8 +108,8 @@ def test_a_model_that_takes_no_rows_says_what_it_takes(inputs: list[Tensor]) -> 
 
 
 @pytest.mark.parametrize("output", [tensor("float32"), tensor("float32", 3)])
-def test_a_model_that_gives_no_rows_says_what_it_gives(output: Tensor) -> None:
-    """Three numbers for any number of rows are not a row each."""
+def test_reason_names_the_output_without_a_row_per_input_row(output: Tensor) -> None:
+    """Three numbers for any number of rows are not a row for each."""
     reason = rows_unsupported_reason(contract_of([tensor("float32", "N", 2)], [output]))
 
     assert reason is not None
