@@ -1,7 +1,7 @@
-"""Artifacts: the common ground of training, serving, and release; imports none of them."""
+"""Artifacts and model stores: the code that training, serving, and release share."""
 
 import os
 
-# onnxruntime sends telemetry by default (a thread, a DNS lookup, files under $HOME). It reads
-# this variable once, when it is first imported.
+# onnxruntime sends telemetry by default (a thread, a DNS lookup, files under $HOME). It reads this
+# variable once, at its first import, so every process imports this package before onnxruntime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,8 +1,7 @@
-"""What training promises and both servers enforce: the schema of `contract.json`.
+"""Define and parse `contract.json`: what training promises and both servers enforce.
 
-Written by training, read by verify.py and by everything that describes the model.
-A contract never changes once it is published; a change of this schema that an older
-server could not read adds to FORMATS, of which a server reads all.
+A published contract never changes. A change of this schema that older servers cannot read adds a
+number to FORMATS; servers read every format in it.
 """
 
 import json
@@ -23,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-# 2: batching, and inputs that are optional or state.
+# Format 2 added `batching` and inputs that are optional or state.
 FORMATS = (1, 2)
 MODEL_FILE = "model.onnx"
 CONTRACT_FILE = "contract.json"
@@ -40,20 +39,20 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-
 _Identifier = StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
 
 
-def _not_the_folder_of_aliases(version: str) -> str:
+def _not_the_aliases_folder(version: str) -> str:
     if version == ALIASES:
-        raise ValueError('"aliases" is the folder beside the versions; it cannot be one')
+        raise ValueError('"aliases" is the folder of the aliases; it cannot be a version')
     return version
 
 
-Version = Annotated[str, _Identifier, AfterValidator(_not_the_folder_of_aliases)]
+Version = Annotated[str, _Identifier, AfterValidator(_not_the_aliases_folder)]
 Alias = Annotated[str, _Identifier]
 Tolerance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class ContractMismatch(Exception):  # noqa: N818 - the field's word for it
-    """A model that must not be served, with every reason at once."""
+class ContractMismatch(Exception):  # noqa: N818 - a difference is the result, not a fault of the code
+    """An artifact that must not be served, with every difference at once."""
 
     def __init__(self, subject: str, differences: list[str]) -> None:
         self.subject = subject
@@ -64,19 +63,20 @@ class ContractMismatch(Exception):  # noqa: N818 - the field's word for it
         listed = "".join(f"\n  - {difference}" for difference in self.differences)
         return (
             f"ContractMismatch: {self.subject}:{listed}\n"
-            "Train again, publish it again, or roll back to the version before."
+            "Train again, publish it again, or roll back to the previous version."
         )
 
 
 class Part(BaseModel):
     """Any part of a contract: immutable, and without unknown fields."""
 
-    # A validator is made when it is first needed: few are, one is most of what others need.
+    # Validators are built on first use: a server only needs the one of Contract, which includes
+    # the others.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Feature(Part):
-    """One column of an input: what it is, in which unit, and what training saw."""
+    """One column of an input: its name, its unit, and its range in the training data."""
 
     name: str
     unit: str | None = None
@@ -87,9 +87,9 @@ class Feature(Part):
 class Tensor(Part):
     """One input or output of the model.
 
-    A dimension is a fixed size, the name of a dynamic one, or null when it has no name.
-    `features` (inputs) and `labels` (outputs) describe the last dimension, one each.
-    An `optional` input may be left out; one that is `state` is what an earlier run put out.
+    A dimension is a fixed size, the name of a dynamic dimension, or null if that has no name.
+    `features` (inputs) and `labels` (outputs) have an entry for each index of the last dimension.
+    An `optional` input may be omitted. A `state` input is an output of an earlier run.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Tensor(Part):
     state: bool = False
 
     @model_validator(mode="after")
-    def _one_description_a_column(self) -> Self:
+    def _columns_are_described(self) -> Self:
         for what, described in (("features", self.features), ("labels", self.labels)):
             if described and (not self.shape or len(described) != self.shape[-1]):
                 raise ValueError(
@@ -114,7 +114,7 @@ class Tensor(Part):
 
     @property
     def signature(self) -> str:
-        """Dtype and shape as one word, such as `float32[N,4]`."""
+        """Dtype and shape, such as `float32[N,4]`."""
         return f"{self.dtype}{dimensions(self.shape)}"
 
 
@@ -128,11 +128,11 @@ class ModelFile(Part):
 
 
 class GoldenRows(Part):
-    """One run of the model: inputs with the outputs training saw.
+    """One run of the model: inputs, and their outputs during training.
 
-    Arrays are nested lists by tensor name; NaN and infinities are strings, since JSON
-    has no word for them. Outputs agree when |got - expected| <= atol + rtol * |expected|;
-    other types than floats agree when they are equal.
+    Arrays are nested lists by tensor name. NaN and infinities are strings, because JSON has no
+    numbers for them. Floats agree if |actual - expected| <= atol + rtol * |expected|; values of
+    other types agree if they are equal.
     """
 
     source: str = Field(description="where the inputs come from")
@@ -143,7 +143,7 @@ class GoldenRows(Part):
 
 
 class Dataset(Part):
-    """What the model was trained on."""
+    """The data that the model was trained on."""
 
     name: str
     sha256: Sha256
@@ -160,7 +160,7 @@ class Agreement(Part):
 
 
 class Environment(Part):
-    """The exact software an artifact was made with."""
+    """The exact software that an artifact was created with."""
 
     python: str
     os: str
@@ -168,7 +168,7 @@ class Environment(Part):
 
 
 class Origin(Part):
-    """Where the artifact comes from, and how to make it again."""
+    """The provenance of an artifact, and the command that creates it again."""
 
     command: str
     commit: str | None = None
@@ -179,10 +179,10 @@ class Origin(Part):
 
 
 class Contract(Part):
-    """Everything a server must know of a model before it serves it.
+    """Everything that a server must know about a model before it serves it.
 
-    batching: whether rows of different requests may share a run of the model; format 1 did
-    not say, and then the tensors decide.
+    batching: whether requests may be batched. Format 1 does not have this field: then the
+    shapes of the tensors decide.
     """
 
     format: Literal[1, 2] = 2
@@ -198,9 +198,9 @@ class Contract(Part):
     origin: Origin
 
     @model_validator(mode="after")
-    def _golden_rows_for_every_tensor(self) -> Self:
+    def _golden_rows_cover_every_tensor(self) -> Self:
         if not self.outputs:
-            raise ValueError("outputs expected one or more, got none")
+            raise ValueError("outputs expected at least one, got none")
         for what, tensors, golden in (
             ("inputs", self.inputs, self.golden.inputs),
             ("outputs", self.outputs, self.golden.outputs),
@@ -214,32 +214,33 @@ class Contract(Part):
         return self
 
     @model_validator(mode="after")
-    def _batching_where_it_can_be(self) -> Self:
+    def _batching_is_possible(self) -> Self:
         if self.batching and (why := why_no_batching(self.inputs, self.outputs)):
             raise ValueError(f"batching expected false, got true: {why}")
         return self
 
     @property
     def batches(self) -> bool:
-        """Whether rows of different requests may share a run of the model."""
+        """Whether requests may be batched: several share one run of the model."""
         if self.batching is not None:
             return self.batching
         return why_no_batching(self.inputs, self.outputs) is None
 
     @property
     def required_inputs(self) -> tuple[Tensor, ...]:
-        """The inputs that every request has."""
+        """The inputs that every request must have."""
         return tuple(tensor for tensor in self.inputs if not tensor.optional)
 
     @property
     def prediction(self) -> Tensor:
-        """The output that /predict answers: the one with labels, or else the first."""
+        """The output that /predict returns: the one with labels, else the first."""
         return next((output for output in self.outputs if output.labels), self.outputs[0])
 
     def sample(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the first golden row, inputs and outputs as nested lists by name.
 
-        All of them where a row is not answered by itself: such a run cannot be cut.
+        Returns all golden rows if requests cannot be batched: a single row is then not a valid
+        input.
         """
         if not self.batches:
             return self.golden.inputs, self.golden.outputs
@@ -258,17 +259,17 @@ class Contract(Part):
         return arrays(self.outputs, self.golden.outputs)
 
     def to_json(self) -> str:
-        """Return the text of `contract.json`: indented, one line a row of numbers."""
+        """Return the text of `contract.json`: indented, with one line for each row of numbers."""
         text = json.dumps(self.model_dump(mode="json"), indent=2)
-        # A JSON string holds no raw line break, so only layout is touched.
+        # JSON strings cannot contain raw line breaks, so this changes only the layout.
         return _INNERMOST_LIST.sub(_on_one_line, text) + "\n"
 
 
 def why_no_batching(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> str | None:
-    """Return why rows of different requests cannot share a run, None if the tensors allow it.
+    """Return why requests cannot be batched; None if the tensors allow it.
 
-    They may where the first dimension of everything is one and the same dynamic dimension,
-    and nothing is state. A dimension without a name counts as the same as any other.
+    Every tensor must have the same dynamic first dimension, and none may be optional or state. A
+    dimension without a name counts as equal to any other.
     """
     if not inputs:
         return "there is no input"
@@ -288,8 +289,8 @@ def why_no_batching(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> 
 _INNERMOST_LIST = re.compile(r"\[\n[^\[\]{}]*\n *\]")
 
 
-def _on_one_line(found: re.Match[str]) -> str:
-    return "[" + re.sub(r"\s*\n\s*", " ", found[0])[2:-2] + "]"
+def _on_one_line(match: re.Match[str]) -> str:
+    return "[" + re.sub(r"\s*\n\s*", " ", match[0])[2:-2] + "]"
 
 
 def dimensions(shape: tuple[int | str | None, ...] | list[Any]) -> str:
@@ -298,37 +299,37 @@ def dimensions(shape: tuple[int | str | None, ...] | list[Any]) -> str:
 
 
 def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
-    """Return what numpy calls a dtype of the contract; strings are objects."""
+    """Return the numpy dtype of a dtype of the contract; strings are objects."""
     return np.dtype(object if dtype == "string" else dtype)
 
 
 def arrays(tensors: tuple[Tensor, ...], nested: Mapping[str, Any]) -> dict[str, Array]:
-    """Return nested lists, as JSON holds them, as arrays of the tensors' dtypes.
+    """Convert nested lists from JSON to arrays of the tensors' dtypes.
 
-    Optional tensors may be missing. Raises ValueError, naming the tensor, for what is ragged
-    or does not fit the dtype.
+    Optional tensors may be missing. Raises ValueError that names the tensor if its lists have
+    different lengths or its values do not fit the dtype.
     """
-    made = {}
+    result = {}
     for tensor in tensors:
         if tensor.optional and tensor.name not in nested:
             continue
         try:
             array = np.array(nested[tensor.name], dtype=numpy_dtype(tensor.dtype))
-            # Lists end at the first dimension of 0.
-            made[tensor.name] = array if array.size else array.reshape(_sizes(tensor, array))
+            # Nested lists end at a dimension of 0, so the dimensions behind it are lost.
+            result[tensor.name] = array if array.size else array.reshape(_sizes(tensor, array))
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f'"{tensor.name}" expected {tensor.signature}: {error}') from error
-    return made
+    return result
 
 
 def _sizes(tensor: Tensor, array: Array) -> list[int]:
-    """Return the shape of an array without values: what lists cannot say is the contract's."""
-    unsaid = [size if isinstance(size, int) else 0 for size in tensor.shape[array.ndim :]]
-    return [*array.shape, *unsaid]
+    """Return the shape of an empty array; the contract has the dimensions that its lists lack."""
+    missing = [size if isinstance(size, int) else 0 for size in tensor.shape[array.ndim :]]
+    return [*array.shape, *missing]
 
 
 def nested_lists(array: Array) -> Any:
-    """Return an array as nested lists for JSON: the fewest digits that give the same float.
+    """Convert an array to nested lists for JSON, with the shortest digits of each float.
 
     NaN and infinities become strings.
     """
@@ -343,8 +344,8 @@ def nested_lists(array: Array) -> Any:
 def read_contract(directory: Path) -> Contract:
     """Read `contract.json` of an artifact.
 
-    Raises ContractMismatch, naming every field that is wrong, when the file is missing,
-    is not JSON, has none of FORMATS, or does not hold what a contract holds.
+    Raises ContractMismatch that names every wrong field, or that the file is missing, is not
+    JSON, or has an unknown format.
     """
     path = directory / CONTRACT_FILE
     try:
@@ -356,7 +357,7 @@ def read_contract(directory: Path) -> Contract:
 
 
 def parse_contract(text: str, subject: str) -> Contract:
-    """Return the contract that a JSON text holds; `subject` names it in errors.
+    """Parse the JSON text of a contract; `subject` names it in errors.
 
     Raises ContractMismatch as read_contract does.
     """
@@ -364,11 +365,12 @@ def parse_contract(text: str, subject: str) -> Contract:
         fields = json.loads(text)
     except ValueError as error:
         raise ContractMismatch(subject, [f"{CONTRACT_FILE}: not JSON: {error}"]) from error
-    found = fields.get("format") if isinstance(fields, dict) else None
-    if found not in FORMATS or isinstance(found, bool):
+    number = fields.get("format") if isinstance(fields, dict) else None
+    # True == 1 in Python, so a boolean would pass the first test.
+    if number not in FORMATS or isinstance(number, bool):
         expected = " or ".join(map(str, FORMATS))
         raise ContractMismatch(
-            subject, [f"{CONTRACT_FILE}: format expected {expected}, got {json.dumps(found)}"]
+            subject, [f"{CONTRACT_FILE}: format expected {expected}, got {json.dumps(number)}"]
         )
     try:
         return Contract.model_validate_json(text)
@@ -379,15 +381,15 @@ def parse_contract(text: str, subject: str) -> Contract:
 
 
 def problems(error: ValidationError) -> list[str]:
-    """Return a pydantic error as lines that name field, rule and what came."""
+    """Return a pydantic error as lines that name field, rule and actual value."""
     lines = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"]) or "whole"
-        # A whole object says nothing; a missing field's input is the object around it.
+        # Objects are omitted: they are long, and the input of a missing field is its parent.
         shown = problem["type"] != "missing" and not isinstance(problem["input"], dict)
-        came = f", got {_shortened(problem['input'])}" if shown else ""
+        actual = f", got {_shortened(problem['input'])}" if shown else ""
         message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {message}{came}" if problem["loc"] else message)
+        lines.append(f"{where}: {message}{actual}" if problem["loc"] else message)
     return lines
 
 

@@ -1,6 +1,6 @@
-"""The software a process runs on, said in one way by training and by servers.
+"""Describe the software of this process: operating system, packages, processor features.
 
-Used by inventory.py and by training, so that the two can be compared word for word.
+Training writes it into the contract and servers report it, in the same format for comparison.
 """
 
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from artifact.contract import Environment
 
-# What onnxruntime's kernels ask the processor for (its mlas/lib/platform.cpp), as Linux
-# names it on x86-64 and on ARM.
+# The processor features that onnxruntime's kernels test (its mlas/lib/platform.cpp), by the names
+# that Linux gives them on x86-64 and on ARM. They decide the last bits of a prediction.
 _CPU_FEATURES = frozenset(
     {
         *("sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni"),
@@ -24,7 +24,7 @@ _CPU_FEATURES = frozenset(
 
 
 def operating_system() -> str:
-    """Return the distribution, or the system where it has no name, and the machine."""
+    """Return the Linux distribution and the machine; the platform on other systems."""
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
@@ -33,7 +33,7 @@ def operating_system() -> str:
 
 
 def revision() -> str | None:
-    """Return the commit that the server's image was built from; None outside of an image."""
+    """Return the commit that the server's image was built from, or None outside of an image."""
     return os.environ.get("IMAGE_REVISION")
 
 
@@ -41,15 +41,16 @@ def revision() -> str | None:
 def packages() -> dict[str, str]:
     """Return every installed distribution with its version, by normalized name."""
     installed: dict[str, str] = {}
-    for found in metadata.distributions():
-        # The first on the path is the one that is imported.
-        installed.setdefault(normalized(found.metadata["Name"]), found.version)
+    for distribution in metadata.distributions():
+        # If a package is on the path twice, Python imports the first.
+        name = normalized(distribution.metadata["Name"])
+        installed.setdefault(name, distribution.version)
     return dict(sorted(installed.items()))
 
 
 @cache
 def cpu_features() -> list[str]:
-    """Return what this processor has of what onnxruntime makes use of; [] where none is known."""
+    """Return the processor's features that onnxruntime uses; [] on systems without /proc."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -59,15 +60,15 @@ def cpu_features() -> list[str]:
 
 
 def other_versions(trained: Environment) -> dict[str, dict[str, str]]:
-    """Return every version that training had and this process has otherwise.
+    """Return the versions that differ between training and this process.
 
-    By `python`, `os` or the package: {"trained": …, "here": …}. What only one of them has
-    is no difference: a server needs no scikit-learn.
+    Keys are `python`, `os` and package names, values {"trained": …, "here": …}. A package that
+    this process does not have is not a difference: servers do not need scikit-learn.
     """
     pairs = {
         "python": (trained.python, platform.python_version()),
         "os": (trained.os, operating_system()),
-        # Not packages(): to read of all that is installed takes a quarter of a second and 5 MB.
+        # Not packages(): reading all installed distributions takes 0.25 s and 5 MB.
         **{name: (version, _version(name)) for name, version in trained.libraries.items()},
     }
     return {
@@ -79,7 +80,7 @@ def other_versions(trained: Environment) -> dict[str, dict[str, str]]:
 
 @cache
 def _version(name: str) -> str | None:
-    """Return the version of an installed distribution, None where there is none."""
+    """Return the version of a distribution, or None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -87,5 +88,5 @@ def _version(name: str) -> str | None:
 
 
 def normalized(name: str) -> str:
-    """Return a distribution's name as package indexes compare it (PEP 503)."""
+    """Return the normalized name of a distribution (PEP 503)."""
     return name.lower().replace("_", "-").replace(".", "-")
