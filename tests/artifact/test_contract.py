@@ -1,4 +1,4 @@
-"""The schema of contract.json: old ones keep loading, wrong ones are told what is wrong."""
+"""The schema of contract.json: old contracts load, and errors name every wrong field."""
 
 import json
 from pathlib import Path
@@ -21,19 +21,19 @@ KEPT = ROOT / "tests" / "contracts"
 
 
 @pytest.mark.parametrize("path", sorted(KEPT.glob("*.json")), ids=lambda path: path.stem)
-def test_a_contract_of_an_older_release_keeps_loading(path: Path) -> None:
-    """Servers are updated under models that stay."""
+def test_a_contract_of_an_older_format_loads(path: Path) -> None:
+    """Servers are updated while published models stay as they are."""
     contract = parse_contract(path.read_text(encoding="utf-8"), path.name)
 
     assert contract.golden_inputs()
     assert parse_contract(contract.to_json(), "again") == contract
 
 
-def test_there_are_contracts_of_older_releases() -> None:
+def test_contracts_of_older_formats_exist() -> None:
     assert list(KEPT.glob("*.json"))
 
 
-def test_the_published_schema_is_the_codes() -> None:
+def test_the_published_schema_is_up_to_date() -> None:
     """Regenerate it with `python -m artifact.contract > …` after a change."""
     published = (ROOT / "artifact" / "contract.schema.json").read_text(encoding="utf-8")
 
@@ -42,13 +42,13 @@ def test_the_published_schema_is_the_codes() -> None:
 
 @pytest.fixture
 def fields(store: Path) -> dict[str, object]:
-    """The fields of a right contract."""
+    """The fields of a valid contract."""
     text = (store / "iris" / "1" / "contract.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
 
-def refused(fields: dict[str, object]) -> list[str]:
-    """Why a contract is refused."""
+def differences(fields: dict[str, object]) -> list[str]:
+    """The reasons why a contract is rejected."""
     with pytest.raises(ContractMismatch) as mismatch:
         parse_contract(json.dumps(fields), "iris/1")
     return mismatch.value.differences
@@ -58,43 +58,45 @@ def test_every_wrong_field_is_named(fields: dict[str, object]) -> None:
     del fields["purpose"]
     fields |= {"name": "Iris!", "extra": 1}
 
-    found = refused(fields)
+    messages = differences(fields)
 
-    assert len(found) == 3
-    assert any(line.startswith("contract.json: purpose: Field required") for line in found)
-    assert any("name: String should match pattern" in line and '"Iris!"' in line for line in found)
-    assert any(line.startswith("contract.json: extra: ") for line in found)
+    assert len(messages) == 3
+    assert any(line.startswith("contract.json: purpose: Field required") for line in messages)
+    assert any(
+        "name: String should match pattern" in line and '"Iris!"' in line for line in messages
+    )
+    assert any(line.startswith("contract.json: extra: ") for line in messages)
 
 
-def test_fewer_labels_than_outputs_are_refused(fields: dict[str, object]) -> None:
+def test_fewer_labels_than_outputs_are_rejected(fields: dict[str, object]) -> None:
     """An index without a label would be a 500 on rare inputs."""
     outputs = json.loads(json.dumps(fields["outputs"]))
     outputs[0]["labels"].pop()
 
-    (found,) = refused(fields | {"outputs": outputs})
+    (message,) = differences(fields | {"outputs": outputs})
 
-    assert '"probabilities" expected as many labels as the last dimension of' in found
-    assert found.endswith("got 2")
+    assert '"probabilities" expected as many labels as the last dimension of' in message
+    assert message.endswith("got 2")
 
 
-def test_golden_rows_are_for_every_tensor(fields: dict[str, object]) -> None:
+def test_golden_rows_must_cover_every_tensor(fields: dict[str, object]) -> None:
     golden = dict(json.loads(json.dumps(fields["golden"])))
     golden["inputs"] = {}
 
-    (found,) = refused(fields | {"golden": golden})
+    (message,) = differences(fields | {"golden": golden})
 
-    assert "golden inputs expected for ['input'], got []" in found
-
-
-def test_aliases_is_no_version(fields: dict[str, object]) -> None:
-    (found,) = refused(fields | {"version": "aliases"})
-
-    assert 'got "aliases"' in found
+    assert "golden inputs expected for ['input'], got []" in message
 
 
-def test_a_newer_format_is_refused_by_its_number(fields: dict[str, object]) -> None:
-    """An older server says so, instead of listing fields it does not know."""
-    assert refused(fields | {"format": 3}) == ["contract.json: format expected 1 or 2, got 3"]
+def test_aliases_is_not_a_valid_version(fields: dict[str, object]) -> None:
+    (message,) = differences(fields | {"version": "aliases"})
+
+    assert 'got "aliases"' in message
+
+
+def test_a_newer_format_is_rejected_by_its_number(fields: dict[str, object]) -> None:
+    """An older server names the format, instead of every field that it does not know."""
+    assert differences(fields | {"format": 3}) == ["contract.json: format expected 1 or 2, got 3"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_newer_format_is_refused_by_its_number(fields: dict[str, object]) -> N
     ],
 )
 def test_arrays_survive_json_exactly(dtype: str, values: list[object]) -> None:
-    """A golden row that changed on its way through JSON would be wrong by itself."""
+    """A golden row that JSON changes would never be reproduced."""
     array = np.array([values], dtype=object if dtype == "string" else dtype)
     tensor = Tensor.model_validate({"name": "x", "dtype": dtype, "shape": (1, len(values))})
 
@@ -121,7 +123,7 @@ def test_arrays_survive_json_exactly(dtype: str, values: list[object]) -> None:
     np.testing.assert_array_equal(again, array)
 
 
-def test_a_contract_is_written_one_line_a_row(store: Path) -> None:
+def test_a_contract_has_one_line_for_each_row(store: Path) -> None:
     text = (store / "iris" / "1" / "contract.json").read_text(encoding="utf-8")
 
     lines = [line.strip() for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""Following an alias: swaps that no request notices, and bad models that change nothing."""
+"""Watching an alias: no request fails during a swap, and bad models change nothing."""
 
 import asyncio
 import itertools
@@ -28,8 +28,8 @@ CONNECTIONS = 32
 FLOWER = [[5.9, 3.0, 4.2, 1.5]]
 
 
-class Followed:
-    """A server that follows an alias of its own, which is at version 1, and its store."""
+class WatchingServer:
+    """A server that watches its own alias, which names version 1, and its store."""
 
     _numbers = itertools.count()
 
@@ -55,33 +55,35 @@ class Followed:
         self.server.stop()
 
     def move(self, version: str) -> None:
-        """Let the alias name another version."""
+        """Point the alias at another version."""
         self.write(f"{version}\n".encode())
 
     def move_and_stall(self, proxy: FaultProxy) -> Stall:
-        """Let the alias name version 3, whose pull then stands still behind a proxy."""
+        """Point the alias at version 3 and stall its pull in a proxy."""
         stall = Stall(1_000_000)
         proxy.inject(stall, path="3/model.onnx")
         self.move("3")
-        proxy.wait_until(lambda: any("3/model.onnx" in ask.path for ask in proxy.exchanges))
+        proxy.wait_until(
+            lambda: any("3/model.onnx" in exchange.path for exchange in proxy.exchanges)
+        )
         return stall
 
     def write(self, content: bytes) -> None:
-        """Write the alias, whatever that makes it name."""
+        """Write any content into the alias."""
         self.store.put(f"flowers/aliases/{self.alias}", content)
 
     def served(self) -> str:
-        """The version that an answer names."""
+        """The version of a response."""
         answer = self.client.post("/predict", json={"data": FLOWER})
         assert answer.status_code == 200
         return answer.headers["model-version"]
 
     def wait_until_served(self, version: str) -> None:
-        """Return once answers are of a version."""
+        """Wait until responses come from a version."""
         wait_until(lambda: self.served() == version)
 
     def degraded(self) -> str | None:
-        """What /metadata says of why it is not the version that is wanted."""
+        """The field `degraded` of /metadata."""
         reason: str | None = self.client.get("/metadata").json()["degraded"]
         return reason
 
@@ -91,7 +93,7 @@ class Followed:
         return float(next(line for line in lines if line.startswith(f"{name} ")).rpartition(" ")[2])
 
     def workers(self) -> set[int]:
-        """The processes that answer."""
+        """The process ids of the workers."""
         return workers(self.server.url)
 
     def children(self) -> set[int]:
@@ -124,28 +126,28 @@ def bucket(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def followed(bucket: HttpStandIn, tmp_path: Path) -> Iterator[Callable[..., Followed]]:
-    """Start servers that follow the alias in the bucket."""
-    started: list[Followed] = []
+def watching(bucket: HttpStandIn, tmp_path: Path) -> Iterator[Callable[..., WatchingServer]]:
+    """Start servers that watch an alias in the bucket."""
+    started: list[WatchingServer] = []
 
-    def start_one(uri: str = bucket.uri, **settings: str) -> Followed:
-        started.append(Followed(bucket, uri, tmp_path / "cache", **settings))
+    def start_one(uri: str = bucket.uri, **settings: str) -> WatchingServer:
+        started.append(WatchingServer(bucket, uri, tmp_path / "cache", **settings))
         return started[-1]
 
     yield start_one
-    for one in started:
-        one.__exit__()
+    for server in started:
+        server.__exit__()
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two predictions are one: a run that is shared has other last bits."""
-    return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=RTOL, atol=ATOL)
+def same(first: Any, second: Any) -> bool:
+    """Whether two predictions are equal; batching changes the last bits of a float."""
+    return np.shape(first) == np.shape(second) and np.allclose(first, second, rtol=RTOL, atol=ATOL)
 
 
-async def ask_until(
+async def request_until(
     ended: asyncio.Event, url: str, right: dict[str, Any], problems: list[str]
 ) -> int:
-    """Ask over one connection, note every answer that is not its version's; return how many."""
+    """Send requests over one connection and record wrong responses; return their number."""
     count = 0
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:
         while not ended.is_set():
@@ -163,11 +165,11 @@ async def ask_until(
     return count
 
 
-def test_under_load_no_request_notices_fifty_moves(
-    followed: Callable[..., Followed], record_property: Callable[[str, object], None]
+def test_no_request_fails_during_fifty_swaps_under_load(
+    watching: Callable[..., WatchingServer], record_property: Callable[[str, object], None]
 ) -> None:
-    """Updating a model must not stop the service, nor mix two models in one answer."""
-    server = followed()
+    """An update must not stop the service, nor mix two models in one response."""
+    server = watching()
     right = {}
     for version in ("1", "2"):
         server.move(version)
@@ -179,21 +181,21 @@ def test_under_load_no_request_notices_fifty_moves(
 
     async def load_and_move() -> int:
         ended = asyncio.Event()
-        asking = [
-            asyncio.create_task(ask_until(ended, server.server.url, right, problems))
+        clients = [
+            asyncio.create_task(request_until(ended, server.server.url, right, problems))
             for _ in range(CONNECTIONS)
         ]
         for version in itertools.islice(itertools.cycle("12"), 50):
             server.move(version)
             await asyncio.to_thread(server.wait_until_served, version)
         ended.set()
-        return sum(await asyncio.gather(*asking))
+        return sum(await asyncio.gather(*clients))
 
-    asked = asyncio.run(load_and_move())
+    requests = asyncio.run(load_and_move())
 
-    record_property("figure", f"50 moves under load: {asked} requests, {len(problems)} failed")
+    record_property("figure", f"50 moves under load: {requests} requests, {len(problems)} failed")
     assert problems == []
-    assert asked > 50 * CONNECTIONS
+    assert requests > 50 * CONNECTIONS
     assert server.metric('model_reloads_total{outcome="success"}') == 51
     assert server.metric('model_reloads_total{outcome="failure"}') == 0
     assert server.metric("model_reload_seconds_count") == 51
@@ -201,10 +203,10 @@ def test_under_load_no_request_notices_fifty_moves(
 
 
 def test_memory_does_not_grow_with_swaps(
-    followed: Callable[..., Followed], record_property: Callable[[str, object], None]
+    watching: Callable[..., WatchingServer], record_property: Callable[[str, object], None]
 ) -> None:
-    """A replica that follows an alias for a year has swapped often."""
-    server = followed()
+    """A replica that watches an alias for a year swaps often."""
+    server = watching()
     after = {}
     for count, version in enumerate(itertools.islice(itertools.cycle("21"), 200), 1):
         server.move(version)
@@ -224,7 +226,7 @@ def memory_kilobytes(pid: int) -> int:
 
 
 def missing(_: Path) -> None:
-    """Nothing is published under the version."""
+    """Publish nothing under the version."""
 
 
 def another_golden_value(artifact: Path) -> None:
@@ -256,16 +258,16 @@ BAD = {
 @pytest.fixture(scope="module")
 def shared_server(
     bucket: HttpStandIn, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Followed]:
-    """One server for tests that leave it as it was."""
+) -> Iterator[WatchingServer]:
+    """A server for tests that restore its state."""
     cache = tmp_path_factory.mktemp("cache")
-    with Followed(bucket, bucket.uri, cache, MODEL_PULL_SECONDS="0.5") as server:
+    with WatchingServer(bucket, bucket.uri, cache, MODEL_PULL_SECONDS="0.5") as server:
         yield server
 
 
 @pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
 def test_a_bad_version_leaves_the_last_good_one_serving(
-    spoil: Callable[[Path], None], shared_server: Followed, versions: Path, tmp_path: Path
+    spoil: Callable[[Path], None], shared_server: WatchingServer, versions: Path, tmp_path: Path
 ) -> None:
     """A bad upload must not take down a healthy replica, and must not go unnoticed."""
     server, version = shared_server, spoil.__name__
@@ -295,7 +297,9 @@ def test_a_bad_version_leaves_the_last_good_one_serving(
     assert server.metric("model_degraded") == 0
 
 
-def test_a_rollback_and_a_roll_forward_are_moves_of_the_alias(shared_server: Followed) -> None:
+def test_a_rollback_and_a_roll_forward_are_moves_of_the_alias(
+    shared_server: WatchingServer,
+) -> None:
     for version in ("2", "1"):
         shared_server.move(version)
         shared_server.wait_until_served(version)
@@ -305,11 +309,11 @@ def test_a_rollback_and_a_roll_forward_are_moves_of_the_alias(shared_server: Fol
 
 
 def test_a_version_that_is_withdrawn_while_it_is_pulled_is_never_served(
-    bucket: HttpStandIn, followed: Callable[..., Followed]
+    bucket: HttpStandIn, watching: Callable[..., WatchingServer]
 ) -> None:
-    """A rollback must not wait for what it takes back."""
+    """A rollback must not wait for the pull of the version that it replaces."""
     with FaultProxy(bucket.address) as proxy:
-        server = followed(bucket.at(proxy.url).uri)
+        server = watching(bucket.at(proxy.url).uri)
         stall = server.move_and_stall(proxy)
 
         server.move("2")
@@ -320,14 +324,14 @@ def test_a_version_that_is_withdrawn_while_it_is_pulled_is_never_served(
         assert loaded == ["1", "2"]
 
 
-def test_golden_rows_that_never_end_are_refused(
-    followed: Callable[..., Followed], versions: Path, tmp_path: Path
+def test_golden_rows_that_never_end_are_rejected(
+    watching: Callable[..., WatchingServer], versions: Path, tmp_path: Path
 ) -> None:
-    """Who tries a model must not hang with it."""
+    """The watcher must not hang with the model that it verifies."""
     artifact = Path(shutil.copytree(versions / "1", tmp_path / "flowers" / "endless"))
     put_model(artifact, endless(onnx.load(artifact / "model.onnx")))
     rewrite(artifact, version="endless")
-    server = followed(MODEL_PULL_SECONDS="1")
+    server = watching(MODEL_PULL_SECONDS="1")
     server.store.publish(artifact)
 
     server.move("endless")
@@ -360,33 +364,33 @@ def endless(model: onnx.ModelProto) -> onnx.ModelProto:
         ],
     )
     graph = model.graph
-    (given,) = graph.input
+    (model_input,) = graph.input
     for node in graph.node:
         for number, name in enumerate(node.input):
-            if name == given.name:
+            if name == model_input.name:
                 node.input[number] = "looped"
     graph.initializer.extend([rounds, going])
-    loop = helper.make_node("Loop", ["rounds", "going", given.name], ["looped"], body=body)
+    loop = helper.make_node("Loop", ["rounds", "going", model_input.name], ["looped"], body=body)
     graph.node.insert(0, loop)
     return model
 
 
-def test_a_follower_that_is_killed_again_and_again_harms_nobody(
-    followed: Callable[..., Followed],
+def test_a_watcher_that_is_killed_repeatedly_affects_no_worker(
+    watching: Callable[..., WatchingServer],
 ) -> None:
-    """It may run short of memory for days: nothing must be left of each."""
-    server = followed()
+    """It may run out of memory for days: no descriptors may leak."""
+    server = watching()
     workers = server.workers()
     descriptors = Path(f"/proc/{server.server.process.pid}/fd")
     before = len(list(descriptors.iterdir()))
     for _ in range(3):
         wait_until(lambda: len(server.children() - workers) == 1)
-        (follower,) = server.children() - workers
-        os.kill(follower, signal.SIGKILL)
-        wait_until(lambda: follower not in server.children())  # noqa: B023
+        (watcher,) = server.children() - workers
+        os.kill(watcher, signal.SIGKILL)
+        wait_until(lambda: watcher not in server.children())  # noqa: B023
     wait_until(lambda: len(server.children() - workers) == 1)
 
-    # The master's own end of a new follower's pipe is open for a moment.
+    # The master's own end of a new watcher's pipe is open for a moment.
     wait_until(lambda: len(list(descriptors.iterdir())) <= before)
     server.move("2")
     server.wait_until_served("2")
@@ -395,7 +399,7 @@ def test_a_follower_that_is_killed_again_and_again_harms_nobody(
 
 @pytest.mark.parametrize("content", [b"../../etc\n", b"\xff", b""])
 def test_an_alias_that_names_no_version_changes_nothing(
-    content: bytes, shared_server: Followed
+    content: bytes, shared_server: WatchingServer
 ) -> None:
     shared_server.write(content)
 
@@ -407,12 +411,12 @@ def test_an_alias_that_names_no_version_changes_nothing(
     wait_until(lambda: shared_server.degraded() is None)
 
 
-def test_serving_goes_on_while_the_store_is_away(
-    bucket: HttpStandIn, followed: Callable[..., Followed]
+def test_the_server_keeps_serving_while_the_store_is_unreachable(
+    bucket: HttpStandIn, watching: Callable[..., WatchingServer]
 ) -> None:
-    """The store is needed for what is new, not for what is there."""
+    """Only new versions need the store."""
     with FaultProxy(bucket.address) as proxy:
-        server = followed(bucket.at(proxy.url).uri)
+        server = watching(bucket.at(proxy.url).uri)
         with proxy.refusing():
             wait_until(lambda: server.degraded() is not None)
             assert "Check that this process can reach the store" in str(server.degraded())
@@ -423,17 +427,17 @@ def test_serving_goes_on_while_the_store_is_away(
         wait_until(lambda: server.degraded() is None)
 
 
-def test_a_process_killed_while_it_verifies_takes_no_worker_along(
-    bucket: HttpStandIn, followed: Callable[..., Followed]
+def test_workers_survive_a_killed_verification(
+    bucket: HttpStandIn, watching: Callable[..., WatchingServer]
 ) -> None:
-    """A model too large for the memory ends who opens it: that must not be a worker."""
+    """A model that is too large for the memory kills the process that opens it, not a worker."""
     with FaultProxy(bucket.address) as proxy:
-        server = followed(bucket.at(proxy.url).uri)
+        server = watching(bucket.at(proxy.url).uri)
         stall = server.move_and_stall(proxy)
         workers = server.workers()
-        (follower,) = server.children() - workers
+        (watcher,) = server.children() - workers
 
-        os.kill(follower, signal.SIGKILL)
+        os.kill(watcher, signal.SIGKILL)
 
         wait_until(lambda: bool(server.server.events("model_refused")))
         (refused,) = server.server.events("model_refused")
@@ -443,12 +447,12 @@ def test_a_process_killed_while_it_verifies_takes_no_worker_along(
         assert server.workers() == workers
 
 
-def test_a_bounded_cache_keeps_what_is_served_and_forgets_what_was(
-    followed: Callable[..., Followed], versions: Path, tmp_path: Path
+def test_a_bounded_cache_keeps_the_served_version_and_evicts_earlier_ones(
+    watching: Callable[..., WatchingServer], versions: Path, tmp_path: Path
 ) -> None:
-    """Room for two is enough to follow an alias for ever."""
+    """Space for two models is enough to watch an alias forever."""
     sizes = {version: read_contract(versions / version).model.size_bytes for version in "123"}
-    server = followed(MODEL_CACHE_MAX_BYTES=str(sizes["2"] + sizes["3"]))
+    server = watching(MODEL_CACHE_MAX_BYTES=str(sizes["2"] + sizes["3"]))
     for version in ("2", "3", "1"):
         server.move(version)
         server.wait_until_served(version)
@@ -458,10 +462,10 @@ def test_a_bounded_cache_keeps_what_is_served_and_forgets_what_was(
 
 
 def test_the_replacement_of_a_killed_worker_serves_what_its_sibling_serves(
-    followed: Callable[..., Followed],
+    watching: Callable[..., WatchingServer],
 ) -> None:
-    """Not what the server was started with, nor what the alias names and nobody could open."""
-    server = followed(WORKERS="2")
+    """Not the version of the start-up, and not the rejected version that the alias names."""
+    server = watching(WORKERS="2")
     server.move("2")
     wait_until(lambda: {server.served() for _ in range(20)} == {"2"})
     server.move("nowhere")
@@ -477,12 +481,12 @@ def test_the_replacement_of_a_killed_worker_serves_what_its_sibling_serves(
     wait_until(lambda: {server.served() for _ in range(20)} == {"1"})
 
 
-def test_what_a_worker_cannot_open_shows_no_path(versions: Path, tmp_path: Path) -> None:
-    """/metadata is for everybody."""
+def test_a_model_that_a_worker_cannot_open_shows_no_path(versions: Path, tmp_path: Path) -> None:
+    """Every client may read /metadata."""
     store = FileStandIn(tmp_path)
     for version in ("1", "3"):
         store.publish(versions / version)
-    with Followed(store, str(tmp_path / "models"), tmp_path / "cache") as server:
+    with WatchingServer(store, str(tmp_path / "models"), tmp_path / "cache") as server:
         (worker,) = server.workers()
         allowed = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(worker, resource.RLIMIT_AS, (allowed + 1_000_000, -1))
@@ -497,12 +501,12 @@ def test_what_a_worker_cannot_open_shows_no_path(versions: Path, tmp_path: Path)
         server.wait_until_served("3")
 
 
-def test_a_local_store_is_followed_in_place(versions: Path, tmp_path: Path) -> None:
-    """A volume that is mounted, or a developer's models/: no bucket is needed."""
+def test_a_local_store_is_watched_in_place(versions: Path, tmp_path: Path) -> None:
+    """A mounted volume or a developer's models/ needs no bucket and no cache."""
     store = FileStandIn(tmp_path)
     for version in ("1", "2"):
         store.publish(versions / version)
-    with Followed(store, str(tmp_path / "models"), tmp_path / "cache", WORKERS="2") as server:
+    with WatchingServer(store, str(tmp_path / "models"), tmp_path / "cache", WORKERS="2") as server:
         for version in ("2", "1"):
             server.move(version)
             wait_until(lambda: {server.served() for _ in range(20)} == {version})  # noqa: B023
@@ -511,7 +515,7 @@ def test_a_local_store_is_followed_in_place(versions: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"MODEL_POLL_SECONDS": "0"}, "input should be greater than 0, got '0'"),
         ({}, "expected MODEL_URI to name an alias, as in <store>/iris@stable, got models/iris/1"),
@@ -521,8 +525,10 @@ def test_a_local_store_is_followed_in_place(versions: Path, tmp_path: Path) -> N
         ),
     ],
 )
-def test_what_cannot_be_followed_is_said_at_once(settings: dict[str, str], said: str) -> None:
+def test_a_setting_that_polling_cannot_use_stops_the_start(
+    settings: dict[str, str], message: str
+) -> None:
     with start("model_load", "models/iris/1", **{"MODEL_POLL_SECONDS": "5", **settings}) as server:
         assert server.wait() == 1
 
-    assert f"MODEL_POLL_SECONDS: {said}" in "".join(server.logged)
+    assert f"MODEL_POLL_SECONDS: {message}" in "".join(server.logged)

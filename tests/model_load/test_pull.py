@@ -1,4 +1,4 @@
-"""Pulling from every kind of store, over networks and disks that fail."""
+"""Pulling from every kind of store, with failing networks and disks."""
 
 import os
 import shutil
@@ -35,10 +35,10 @@ from tests.fault_proxy import (
 )
 from tests.servers import ROWS, start, wait_until
 
-# Enough for several pieces of a stream, and to be cut in the middle.
+# Enough for several chunks of a stream, so that it can be cut in the middle.
 _PADDING = b"\x00" * 3_000_000
 MODEL = "model.onnx"
-# From the others nothing is transferred: a local store is opened in place.
+# A local store is opened in place: nothing is transferred.
 REMOTE = [kind for kind in STAND_INS if kind != "file"]
 
 
@@ -55,7 +55,7 @@ def stand_in(
 
 @pytest.fixture(scope="module")
 def large(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact whose model is some megabytes: the same one, and bytes that nobody reads."""
+    """An artifact whose model is some megabytes: the iris model and padding."""
     directory = Path(
         shutil.copytree(store / "iris" / "1", tmp_path_factory.mktemp("large") / "iris" / "1")
     )
@@ -74,7 +74,7 @@ def web(large: Path, tmp_path: Path) -> Iterator[HttpStandIn]:
 
 @pytest.fixture
 def proxy(web: HttpStandIn) -> Iterator[FaultProxy]:
-    """A network in front of it that fails as it is told."""
+    """A proxy in front of the static server that injects faults."""
     with FaultProxy(web.address) as started:
         yield started
 
@@ -89,7 +89,7 @@ def pulled(proxy: FaultProxy, cache: Path, *, seconds: float = 20, silence: floa
 def test_a_server_pulls_from_every_kind_of_store(
     stand_in: FileStandIn, named: str, tmp_path: Path
 ) -> None:
-    """Only a URI and the environment lead there."""
+    """A server needs only a URI and the environment."""
     settings = {**stand_in.environment, "MODEL_CACHE_DIR": str(tmp_path)}
 
     with start("model_load", f"{stand_in.uri}/{named}", **settings) as server:
@@ -104,7 +104,7 @@ def test_a_server_pulls_from_every_kind_of_store(
 def test_a_second_start_on_a_node_transfers_the_contract_only(
     stand_in: FileStandIn, tmp_path: Path
 ) -> None:
-    """What scale-out waits for must not grow with the model."""
+    """The time of a scale-out must not grow with the size of the model."""
     with FaultProxy(stand_in.address) as proxy:
         place = stand_in.at(proxy.url)
         settings = {**place.environment, "MODEL_CACHE_DIR": str(tmp_path)}
@@ -112,9 +112,9 @@ def test_a_second_start_on_a_node_transfers_the_contract_only(
             with start("model_load", f"{place.uri}/iris/1", **settings) as server:
                 server.wait_until_ready()
 
-        asked = [unquote(urlsplit(exchange.path).path) for exchange in proxy.exchanges]
+        paths = [unquote(urlsplit(exchange.path).path) for exchange in proxy.exchanges]
 
-    files = sorted(path.rpartition("/")[2] for path in asked)
+    files = sorted(path.rpartition("/")[2] for path in paths)
     assert files == ["contract.json", "contract.json", MODEL]
 
 
@@ -123,7 +123,9 @@ def test_a_second_start_on_a_node_transfers_the_contract_only(
     [Cut(1_500_000), Stall(1_500_000), Status(500), Status(429)],
     ids=lambda fault: type(fault).__name__,
 )
-def test_a_failing_network_is_tried_again(proxy: FaultProxy, fault: Fault, tmp_path: Path) -> None:
+def test_a_request_is_retried_after_a_network_error(
+    proxy: FaultProxy, fault: Fault, tmp_path: Path
+) -> None:
     proxy.inject(fault, path=MODEL)
 
     directory = pulled(proxy, tmp_path)
@@ -133,8 +135,8 @@ def test_a_failing_network_is_tried_again(proxy: FaultProxy, fault: Fault, tmp_p
     assert len([exchange for exchange in proxy.exchanges if MODEL in exchange.path]) == 2
 
 
-def test_a_broken_body_goes_on_where_it_stopped(proxy: FaultProxy, tmp_path: Path) -> None:
-    """Hundreds of megabytes are not fetched twice for one lost packet."""
+def test_an_interrupted_download_resumes(proxy: FaultProxy, tmp_path: Path) -> None:
+    """A lost connection must not cost a second download of hundreds of megabytes."""
     proxy.inject(Cut(1_500_000), path=MODEL)
 
     directory = pulled(proxy, tmp_path)
@@ -146,7 +148,7 @@ def test_a_broken_body_goes_on_where_it_stopped(proxy: FaultProxy, tmp_path: Pat
     assert first.bytes_sent + second.bytes_sent < size * 1.5
 
 
-def test_without_range_a_broken_body_is_fetched_from_the_start(
+def test_without_range_an_interrupted_download_starts_again(
     proxy: FaultProxy, tmp_path: Path
 ) -> None:
     proxy.inject(Cut(1_500_000), WithoutRange(), path=MODEL)
@@ -156,21 +158,21 @@ def test_without_range_a_broken_body_is_fetched_from_the_start(
     assert sha256_of(directory / MODEL) == read_contract(directory).model.sha256
 
 
-def test_an_object_that_changes_in_mid_download_is_never_mixed(
+def test_an_object_that_changes_during_the_download_is_never_mixed(
     proxy: FaultProxy, web: HttpStandIn, large: Path, tmp_path: Path
 ) -> None:
-    """The first half of one model and the second half of another is no model."""
-    right = (large / MODEL).read_bytes()
-    web.put(f"iris/1/{MODEL}", right[::-1])
-    proxy.inject(Cut(1_500_000, hook=lambda: web.put(f"iris/1/{MODEL}", right)), path=MODEL)
+    """The first half of one model and the second half of another are not a model."""
+    model = (large / MODEL).read_bytes()
+    web.put(f"iris/1/{MODEL}", model[::-1])
+    proxy.inject(Cut(1_500_000, hook=lambda: web.put(f"iris/1/{MODEL}", model)), path=MODEL)
 
     directory = pulled(proxy, tmp_path)
 
-    assert (directory / MODEL).read_bytes() == right
+    assert (directory / MODEL).read_bytes() == model
 
 
-def test_wrong_bytes_are_fetched_once_more(proxy: FaultProxy, tmp_path: Path) -> None:
-    """A proxy on the way may hold an old copy."""
+def test_a_corrupt_download_is_repeated_once(proxy: FaultProxy, tmp_path: Path) -> None:
+    """A proxy may have an old copy."""
     proxy.inject(WrongBytes(), path=MODEL)
 
     directory = pulled(proxy, tmp_path)
@@ -178,9 +180,7 @@ def test_wrong_bytes_are_fetched_once_more(proxy: FaultProxy, tmp_path: Path) ->
     assert sha256_of(directory / MODEL) == read_contract(directory).model.sha256
 
 
-def test_wrong_bytes_twice_are_refused_and_never_become_a_model(
-    proxy: FaultProxy, tmp_path: Path
-) -> None:
+def test_a_download_that_is_corrupt_twice_is_rejected(proxy: FaultProxy, tmp_path: Path) -> None:
     proxy.inject(WrongBytes(), WrongBytes(), path=MODEL)
 
     with pytest.raises(PullError, match=r"sha256 expected .*, got .*, twice"):
@@ -191,22 +191,23 @@ def test_wrong_bytes_twice_are_refused_and_never_become_a_model(
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(403, "Check the credentials"), (401, "credentials"), (404, "not found")]
+    ("status", "message"),
+    [(403, "Check the credentials"), (401, "credentials"), (404, "not found")],
 )
-def test_what_is_not_worth_a_retry_is_an_error_at_once(
-    proxy: FaultProxy, status: int, said: str, tmp_path: Path
+def test_client_errors_are_not_retried(
+    proxy: FaultProxy, status: int, message: str, tmp_path: Path
 ) -> None:
     proxy.inject(Status(status), path="contract.json")
 
-    with pytest.raises(PullError, match=said) as refused:
+    with pytest.raises(PullError, match=message) as error:
         pulled(proxy, tmp_path)
 
-    assert f"{proxy.url}/models/iris/1/contract.json" in str(refused.value)
+    assert f"{proxy.url}/models/iris/1/contract.json" in str(error.value)
     assert len(proxy.exchanges) == 1
 
 
-def test_a_store_that_stays_away_ends_the_pull_in_time(tmp_path: Path) -> None:
-    """A pod that hangs is worse than one that says what is wrong and is started again."""
+def test_a_pull_from_an_unreachable_store_ends_at_the_deadline(tmp_path: Path) -> None:
+    """A pod that hangs is worse than one that reports the error and is restarted."""
     (tmp_path / "web").mkdir()
     with HttpStandIn(tmp_path / "web") as gone:
         uri = ArtifactUri.parse(f"{gone.uri}/iris/1")
@@ -218,7 +219,7 @@ def test_a_store_that_stays_away_ends_the_pull_in_time(tmp_path: Path) -> None:
     assert time.monotonic() - started < 3
 
 
-def test_too_little_disk_is_said_before_the_download(
+def test_a_full_disk_is_reported_before_the_download(
     proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
@@ -229,7 +230,7 @@ def test_too_little_disk_is_said_before_the_download(
     assert [exchange for exchange in proxy.exchanges if MODEL in exchange.path] == []
 
 
-def test_a_corrupted_entry_of_the_cache_is_fetched_again(proxy: FaultProxy, tmp_path: Path) -> None:
+def test_a_corrupted_cache_entry_is_downloaded_again(proxy: FaultProxy, tmp_path: Path) -> None:
     model = pulled(proxy, tmp_path) / MODEL
     content = bytearray(model.read_bytes())
     content[7] ^= 1
@@ -240,45 +241,49 @@ def test_a_corrupted_entry_of_the_cache_is_fetched_again(proxy: FaultProxy, tmp_
     assert sha256_of(again / MODEL) == read_contract(again).model.sha256
 
 
-def test_two_pulls_into_one_cache_do_not_meet(proxy: FaultProxy, tmp_path: Path) -> None:
-    """The second waits for the first, and finds the model."""
+def test_concurrent_pulls_download_a_model_once(proxy: FaultProxy, tmp_path: Path) -> None:
+    """The second pull waits for the first and then uses its model."""
     stall = Stall(1_500_000)
     proxy.inject(stall, path=MODEL)
-    found: list[Path] = []
+    directories: list[Path] = []
     pulls = [
-        threading.Thread(target=lambda: found.append(pulled(proxy, tmp_path, silence=30)))
+        threading.Thread(target=lambda: directories.append(pulled(proxy, tmp_path, silence=30)))
         for _ in range(2)
     ]
-    for one in pulls:
-        one.start()
+    for pull in pulls:
+        pull.start()
     proxy.wait_until(lambda: len([e for e in proxy.exchanges if "contract" in e.path]) == 2)
     stall.released.set()
-    for one in pulls:
-        one.join(30)
+    for pull in pulls:
+        pull.join(30)
 
-    assert len(found) == 2
+    assert len(directories) == 2
     assert len([exchange for exchange in proxy.exchanges if exchange.path.endswith(MODEL)]) < 3
-    assert sha256_of(found[0] / MODEL) == read_contract(found[0]).model.sha256
+    assert sha256_of(directories[0] / MODEL) == read_contract(directories[0]).model.sha256
 
 
-def test_a_pull_does_not_wait_for_who_serves_the_model(proxy: FaultProxy, tmp_path: Path) -> None:
-    """In a rolling update the old pod serves what the new one starts with."""
-    held = lock_for_use(pulled(proxy, tmp_path))
+def test_a_pull_does_not_wait_for_a_server_of_the_same_model(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """In a rolling update the old pod may serve the model that the new one pulls."""
+    lock = lock_for_use(pulled(proxy, tmp_path))
     try:
         assert pulled(proxy, tmp_path, seconds=2)
     finally:
-        os.close(held)
+        os.close(lock)
 
 
-def test_a_download_that_drips_ends_in_time(proxy: FaultProxy, tmp_path: Path) -> None:
-    """A byte now and then is no silence, and still no way to start."""
+def test_a_slow_download_ends_at_the_deadline(proxy: FaultProxy, tmp_path: Path) -> None:
+    """The read timeout does not end a connection that delivers a few bytes now and then."""
     proxy.inject(Drip(chunk_bytes=65_536, every_seconds=0.1), path=MODEL)
 
     with pytest.raises(PullError, match=r"gave up after 1 s with \d+ of \d+ bytes"):
         pulled(proxy, tmp_path, seconds=1)
 
 
-def test_a_bounded_cache_forgets_what_was_longest_unused(proxy: FaultProxy, tmp_path: Path) -> None:
+def test_a_bounded_cache_evicts_the_least_recently_used_model(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
     size = len(_PADDING)
     old, newer = (Cache(tmp_path, None), Cache(tmp_path, size + 2000))
     for number, sha256 in enumerate(("0" * 64, "1" * 64)):
@@ -292,10 +297,10 @@ def test_a_bounded_cache_forgets_what_was_longest_unused(proxy: FaultProxy, tmp_
     assert (tmp_path / ("1" * 64)).exists()
 
 
-def test_a_full_disk_makes_the_cache_forget_what_was_longest_unused(
+def test_a_full_disk_makes_the_cache_evict_the_least_recently_used_model(
     proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who follows an alias for a year must not stop at the last byte."""
+    """A server that watches an alias for a year must not stop because the disk is full."""
     with Cache(tmp_path, None).locked_entry("0" * 64, 1) as entry:
         entry.path.write_bytes(b"x" * 1000)
     (tmp_path / "of others").mkdir()
@@ -309,9 +314,9 @@ def test_a_full_disk_makes_the_cache_forget_what_was_longest_unused(
     assert (tmp_path / "of others").is_dir()
 
 
-def test_a_bounded_cache_never_forgets_what_is_served(proxy: FaultProxy, tmp_path: Path) -> None:
+def test_a_bounded_cache_never_evicts_a_served_model(proxy: FaultProxy, tmp_path: Path) -> None:
     served = pulled(proxy, tmp_path)
-    held = lock_for_use(served)
+    lock = lock_for_use(served)
     try:
         with (
             Cache(tmp_path, 4_000_000).locked_entry("2" * 64, 1) as entry,
@@ -319,13 +324,13 @@ def test_a_bounded_cache_never_forgets_what_is_served(proxy: FaultProxy, tmp_pat
         ):
             Cache(tmp_path, 4_000_000).evict_until_fits(entry, 2_000_000)
     finally:
-        os.close(held)
+        os.close(lock)
 
     assert (served / MODEL).is_file()
 
 
 def has_ended(pid: str) -> bool:
-    """Whether a process is gone, or a zombie that nobody has asked for yet."""
+    """Whether a process has ended, or is a zombie that its parent has not reaped yet."""
     try:
         return " Z " in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -335,7 +340,7 @@ def has_ended(pid: str) -> bool:
 def test_term_during_a_pull_ends_at_once_and_leaves_no_child(
     proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """obstore does not let Python's handlers run; a pod must end all the same."""
+    """obstore does not let Python's signal handlers run; a pod must still end."""
     proxy.inject(Stall(1_500_000), path=MODEL)
     settings = {"MODEL_CACHE_DIR": str(tmp_path / "cache")}
     server = start("model_load", f"{proxy.url}/models/iris/1", **settings)
@@ -348,10 +353,10 @@ def test_term_during_a_pull_ends_at_once_and_leaves_no_child(
     server.wait()
 
     assert time.monotonic() - started < 2
-    wait_until(lambda: has_ended(child))  # the kernel kills it, and takes its time
+    wait_until(lambda: has_ended(child))  # the kernel kills it, after a short time
 
 
-def test_a_store_without_the_version_stops_the_start_with_text(
+def test_a_missing_version_stops_the_start_without_a_traceback(
     proxy: FaultProxy, tmp_path: Path
 ) -> None:
     settings = {"MODEL_CACHE_DIR": str(tmp_path / "cache")}
@@ -376,10 +381,10 @@ def pull_command(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_pull_alone_leaves_what_a_server_without_credentials_serves(
+def test_the_pull_command_leaves_a_directory_for_a_server_without_credentials(
     stand_in: FileStandIn, tmp_path: Path
 ) -> None:
-    """An init container has the credentials; the server gets a directory."""
+    """An init container has the credentials; the server only needs a directory."""
     done = pull_command(
         MODEL_URI=f"{stand_in.uri}/iris@stable", TO=str(tmp_path / "model"), **stand_in.environment
     )
@@ -391,7 +396,7 @@ def test_a_pull_alone_leaves_what_a_server_without_credentials_serves(
         assert httpx.get(f"{server.url}/metadata").json()["version"] == "1"
 
 
-def test_a_pull_that_fails_leaves_nothing(proxy: FaultProxy, tmp_path: Path) -> None:
+def test_a_failed_pull_command_leaves_no_files(proxy: FaultProxy, tmp_path: Path) -> None:
     proxy.inject(WrongBytes(), WrongBytes(), path=MODEL)
 
     done = pull_command(MODEL_URI=f"{proxy.url}/models/iris/1", TO=str(tmp_path / "model"))
@@ -402,21 +407,21 @@ def test_a_pull_that_fails_leaves_nothing(proxy: FaultProxy, tmp_path: Path) -> 
     assert list((tmp_path / "model").iterdir()) == []
 
 
-def test_two_sources_are_one_too_many(store: Path) -> None:
+def test_two_sources_are_rejected(store: Path) -> None:
     """Which of the two is served must not be guessed."""
     path = store / "iris" / "1"
 
     with start("model_load", path, MODEL_DIR=str(path)) as server:
         assert server.wait() == 1
 
-    said = "MODEL_URI or MODEL_DIR: expected one of them to be set, both are"
-    assert said in "".join(server.logged)
+    message = "MODEL_URI or MODEL_DIR: expected one of them to be set, both are"
+    assert message in "".join(server.logged)
 
 
 @pytest.mark.parametrize(
     "uri", ["ftp://host/iris/1", "s3:///iris/1", "https://host/a/../iris/1", "s3://bucket/iris/a b"]
 )
-def test_a_uri_that_is_none_is_named(uri: str, tmp_path: Path) -> None:
+def test_an_invalid_uri_stops_the_start_and_is_named(uri: str, tmp_path: Path) -> None:
     with start("model_load", uri, MODEL_CACHE_DIR=str(tmp_path), MODEL_PULL_SECONDS="1") as server:
         assert server.wait() == 1
 

@@ -1,4 +1,4 @@
-"""Contracts made up for tests that need a shape no data set has."""
+"""Contracts for tests of tensor shapes that no data set has."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from artifact.contract import (
 
 
 def contract_of(inputs: list[Tensor], outputs: list[Tensor]) -> Contract:
-    """A contract with these tensors and nothing real behind it."""
+    """A contract with these tensors; no model belongs to it."""
     empty: dict[str, Any] = {"rtol": 0, "atol": 0, "source": "none"}
     return Contract(
         name="made-up",
