@@ -1,1 +1,1 @@
-"""From decoded requests to the model's outputs."""
+"""Load a model, decode requests into arrays, and schedule the runs of the model."""
