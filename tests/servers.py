@@ -1,10 +1,10 @@
-"""Starting a server as a test does, on free ports, and talking to it byte by byte."""
+"""Start servers on free ports, and talk to them byte by byte."""
 
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,12 +20,12 @@ Start = Callable[..., ServerProcess]
 
 
 def source(mode: str, directory: Path | str) -> dict[str, str]:
-    """The setting that names a mode's model."""
+    """The setting that names the model of a mode."""
     return {{"model_in_image": "MODEL_DIR", "model_load": "MODEL_URI"}[mode]: str(directory)}
 
 
 def start(mode: str, directory: Path | str, **settings: str) -> ServerProcess:
-    """Start a server on free ports with nothing in its environment but these settings."""
+    """Start a server on free ports with nothing in its environment except these settings."""
     clean = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
     return ServerProcess(
         mode, {"PORT": "0", **source(mode, directory), **settings}, environment=clean
@@ -34,17 +34,26 @@ def start(mode: str, directory: Path | str, **settings: str) -> ServerProcess:
 
 @contextmanager
 def all_served(mode: str, artifacts: Mapping[str, Path]) -> Iterator[dict[str, ServerProcess]]:
-    """A running server of a mode for each artifact, by its name; each must end well."""
-    servers = {name: start(mode, directory) for name, directory in artifacts.items()}
-    for one in servers.values():
-        one.wait_until_ready()
-    yield servers
-    for one in servers.values():
-        assert one.stop() == 0
+    """A ready server for each artifact, by name; each must exit with status 0.
+
+    All are stopped if one of them does not start.
+    """
+    with ExitStack() as stack:
+        # First start all, then wait: they load at the same time.
+        servers = {
+            name: stack.enter_context(start(mode, directory))
+            for name, directory in artifacts.items()
+        }
+        for server in servers.values():
+            server.wait_until_ready()
+        yield servers
+        assert {name: server.stop() for name, server in servers.items()} == dict.fromkeys(
+            servers, 0
+        )
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Return once a condition holds; it is looked at again and again."""
+    """Poll a condition until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -52,19 +61,19 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def workers(url: str) -> set[int]:
-    """The processes that answer, as long as they are few."""
+    """The pids of the workers that answer, if there are only a few."""
     with httpx.Client(base_url=url, headers={"Connection": "close"}, timeout=20) as client:
         return {client.get("/inventory").json()["pid"] for _ in range(20)}
 
 
 def connect(url: str) -> socket.socket:
-    """A connection of the test's own, to send a request in pieces."""
+    """A raw connection, to send a request in pieces."""
     address = urlsplit(url)
     return socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20)
 
 
 def wait_until_read(connection: socket.socket) -> None:
-    """Wait until the peer's kernel holds nothing unread of what was sent, so the server has it."""
+    """Wait until the server has read everything that was sent: its kernel holds no bytes."""
     own, peer = connection.getsockname()[1], connection.getpeername()[1]
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:

@@ -85,7 +85,10 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
     """Return a listening socket. Raises StartupError that names the setting and the reason."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            fast_start.host_without_idna(host),
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
         )[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
