@@ -1,1 +1,1 @@
-"""The tools around a release: try it here, and later see, compare, promote, roll back."""
+"""Command-line tools to build, deploy, compare, and inspect releases."""

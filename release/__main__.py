@@ -1,4 +1,4 @@
-"""`python -m release …`: the tools behind make's targets."""
+"""`python -m release COMMAND`: the tools that `make` runs."""
 
 import subprocess
 import sys
@@ -18,8 +18,8 @@ from release.compatibility.record import Compatibility
 from release.failures import failures_as_text
 from release.images.build import ReleaseImages
 from release.images.prune import prune as prune_images
-from release.inventory.drift import disagreements, known_problems, notes
-from release.inventory.replica import ask
+from release.inventory.drift import find_drift, find_notes, known_problems
+from release.inventory.replica import query_replicas
 from release.inventory.table import FORMATS, show
 from release.kubernetes import commands
 from release.kubernetes.pods import addresses
@@ -34,20 +34,20 @@ cli.add_typer(commands.cli)
 @cli.command()
 def run(
     model: Annotated[
-        Path, typer.Option(help="artifact; a data set's is trained if it is not there")
+        Path, typer.Option(help="artifact; a missing artifact of a known data set is trained")
     ],
-    image_port: Annotated[int, typer.Option(help="port of model_in_image; 0 is any free one")],
-    load_port: Annotated[int, typer.Option(help="port of model_load; 0 is any free one")],
+    image_port: Annotated[int, typer.Option(help="port of model_in_image; 0: any free port")],
+    load_port: Annotated[int, typer.Option(help="port of model_load; 0: any free port")],
 ) -> None:
-    """Start both servers, show a prediction from each, stay up until Ctrl-C."""
+    """Start one server of each mode, print a prediction of each, and run until Ctrl-C."""
     try:
         local.run(model, image_port, load_port)
     except FileNotFoundError as missing:
         sys.exit(redact(str(missing)))
     except ServerDidNotStart:
-        sys.exit(1)  # it said why
-    except subprocess.CalledProcessError as failed:
-        sys.exit(failed.returncode)  # so did the training
+        sys.exit(1)  # the server has logged the reason
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # the training has printed the reason
     except KeyboardInterrupt:
         pass
 
@@ -56,10 +56,10 @@ def run(
 def predict(
     url: Annotated[str, typer.Option(help="address of a server")],
 ) -> None:
-    """Ask a server for a prediction of its own sample."""
+    """Send the sample of a server's model to the server and print the prediction."""
     try:
         local.show(url, url)
-    except httpx.InvalidURL:  # its text holds parts of the URL
+    except httpx.InvalidURL:  # its message contains parts of the URL
         sys.exit(f"{redact(url)}: expected http://host:port")
     except httpx.HTTPError as error:
         sys.exit(redact(f"{url}: {error}. Is a server running there? `make run` starts two."))
@@ -72,7 +72,7 @@ def build(
     image_tag: ImageTag = None,
     registry: Registry = None,
 ) -> None:
-    """Build the image of each mode, and say what they weigh."""
+    """Build the image of each mode and print the sizes of the layers."""
     with failures_as_text():
         ReleaseImages.of(model, store, image_tag, registry).build()
 
@@ -85,18 +85,19 @@ def sbom(
     image_tag: ImageTag = None,
     registry: Registry = None,
 ) -> None:
-    """Write what is in each image as CycloneDX."""
-    from release.images.sbom import write  # noqa: PLC0415 - its library is for development
+    """Write a software bill of materials (CycloneDX) for the image of each mode."""
+    # The library is in the group `dev`: most users do not need it.
+    from release.images.sbom import write  # noqa: PLC0415
 
     with failures_as_text():
-        release = ReleaseImages.of(model, store, image_tag, registry)
-        for image in (release.model_in_image, release.model_load):
+        images = ReleaseImages.of(model, store, image_tag, registry)
+        for image in (images.model_in_image, images.model_load):
             print(write(image, to))
 
 
 @cli.command()
 def build_model(model: Model, store: Store, registry: Registry = None) -> None:
-    """Build the artifact's own image, which Kubernetes can mount."""
+    """Build an image that contains only the artifact, for a Kubernetes image volume."""
     with failures_as_text():
         ReleaseImages.of(model, store, None, registry).build_model_image()
 
@@ -105,22 +106,22 @@ def build_model(model: Model, store: Store, registry: Registry = None) -> None:
 def inventory(
     store: Store,
     urls: Annotated[
-        str, typer.Option(help="addresses of servers, by spaces; else the cluster is asked")
+        str, typer.Option(help="URLs of servers, separated by spaces (default: all pods)")
     ] = "",
-    format: Annotated[  # noqa: A002 - the option's name
-        str, typer.Option(help="table, json, markdown or html")
+    format: Annotated[  # noqa: A002 - the name of the option
+        str, typer.Option(help="table, json, markdown, or html")
     ] = "table",
 ) -> None:
-    """Say what runs where, and what of it does not agree; 1 when anything does not."""
+    """List what each running replica serves. Exit status 1 if anything disagrees."""
     with failures_as_text():
-        replicas, silent = ask(addresses(urls.split()))
+        replicas, unreachable = query_replicas(addresses(urls.split()))
         problems, unchecked = known_problems(replicas)
-        found = list(dict.fromkeys([*silent, *disagreements(replicas, store), *problems]))
-        noted = list(dict.fromkeys([*unchecked, *notes(replicas)]))
-    if not (replicas or silent):
-        found = ["nothing runs there: the cluster has no pod of this project"]
-    _say(format, show, FORMATS, replicas, found, noted)
-    sys.exit(bool(found))
+        disagreements = _unique(*unreachable, *find_drift(replicas, store), *problems)
+        notes = _unique(*unchecked, *find_notes(replicas))
+    if not (replicas or unreachable):
+        disagreements = ["no replica found: the cluster has no pod of this project"]
+    _print_in_format(format, show, FORMATS, replicas, disagreements, notes)
+    sys.exit(bool(disagreements))
 
 
 @cli.command()
@@ -128,27 +129,30 @@ def compatibility(
     store: Store,
     to: Annotated[Path, typer.Option(help="directory for the page and the record")],
     lock: Annotated[
-        list[Path] | None, typer.Option(help="lock file that is a server, too; may be repeated")
+        list[Path] | None,
+        typer.Option(help="lock file; its libraries count as a server (repeatable)"),
     ] = None,
     registry: Registry = None,
 ) -> None:
-    """Find which server serves which artifact, by loading each in each."""
+    """Load every artifact in every server image and record which combinations work."""
     with failures_as_text():
-        matrix = Matrix(Compatibility.find(store, lock or (), registry))
-        written = matrix.write(to)
+        matrix = Matrix(Compatibility.check(store, lock or (), registry))
+        paths = matrix.write(to)
     matrix.show()
-    print(*written, sep="\n")
+    print(*paths, sep="\n")
 
 
 @cli.command()
 def prune(
     store: Annotated[str, typer.Option(help="model store whose artifacts are counted")],
-    keep: Annotated[int, typer.Option(help="newest images that stay, of each mode and model")] = 3,
+    keep: Annotated[
+        int, typer.Option(help="number of newest images to keep for each mode and model")
+    ] = 3,
     registry: Registry = None,
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="remove; else only show")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="remove them (default: list them)")] = False,
 ) -> None:
-    """Remove the images that nothing runs and no rollback needs."""
+    """Remove images that no container, no cluster, and no rollback needs."""
     with failures_as_text():
         sys.exit(prune_images(store, keep, yes=yes, registry=registry))
 
@@ -156,33 +160,41 @@ def prune(
 @cli.command()
 def audit(
     lock: Annotated[
-        list[Path] | None, typer.Option(help="lock instead of the project's; may be repeated")
+        list[Path] | None,
+        typer.Option(help="lock file to check instead of the project's (repeatable)"),
     ] = None,
-    format: Annotated[str, typer.Option(help="table or json")] = "table",  # noqa: A002 - the option's name
+    format: Annotated[str, typer.Option(help="table or json")] = "table",  # noqa: A002 - the name of the option
 ) -> None:
-    """Check locks and images for vulnerabilities and ends of life; 1 if any, 2 if unchecked."""
+    """Check for vulnerabilities and end-of-life dates.
+
+    Exit status: 1 if any was found, 2 if a check could not run.
+    """
     try:
         result = report.audit(lock or LOCKS)
     except (AuditError, OSError) as error:
         print(f"exit status 2: {error}", file=sys.stderr)
         sys.exit(2)
-    _say(format, report.show, {"json": report.as_json}, result)
+    _print_in_format(format, report.show, {"json": report.as_json}, result)
     sys.exit(report.exit_status(result))
 
 
-def _say(
-    form: str,
-    show: Callable[..., None],
-    forms: Mapping[str, Callable[..., str]],
-    *what: object,
+def _unique(*lines: str) -> list[str]:
+    return list(dict.fromkeys(lines))
+
+
+def _print_in_format(
+    name: str,
+    show_table: Callable[..., None],
+    formats: Mapping[str, Callable[..., str]],
+    *content: object,
 ) -> None:
-    """Show something as a table, or print it in another form."""
-    if form == "table":
-        show(*what)
-    elif form in forms:
-        print(forms[form](*what))
+    """Print the content as a table or in one of the formats."""
+    if name == "table":
+        show_table(*content)
+    elif name in formats:
+        print(formats[name](*content))
     else:
-        sys.exit(f"FORMAT: expected table, {', '.join(forms)}, got {form}")
+        sys.exit(f"FORMAT: expected table, {', '.join(formats)}, got {name}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a tool may fail with that is no defect of it: said in one line, and status 1."""
+"""Turn expected errors of the tools into one message and exit status 1, without a traceback."""
 
 import contextlib
 import sys
@@ -16,7 +16,8 @@ from release.kubernetes.errors import ReleaseError
 from release.kubernetes.kubectl import ClusterError
 from serving.errors import StartupError
 
-_FAILURES = (
+# Errors that the user can correct. Any other exception is a bug and keeps its traceback.
+_EXPECTED_ERRORS = (
     BuildError,
     ClusterError,
     CompatibilityError,
@@ -32,8 +33,8 @@ _FAILURES = (
 
 @contextlib.contextmanager
 def failures_as_text() -> Iterator[None]:
-    """End the process with the message of a known error, without secrets and traceback."""
+    """End the process with the message of an expected error, without its credentials."""
     try:
         yield
-    except _FAILURES as failed:
-        sys.exit(redact(str(failed)))
+    except _EXPECTED_ERRORS as error:
+        sys.exit(redact(str(error)))

@@ -1,4 +1,4 @@
-"""Options that several of the tools' commands have."""
+"""Command-line options that several commands of `python -m release` share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +9,18 @@ from artifact.uri import file_path
 
 
 def _model_path(text: str) -> Path:
-    """Return the path of an artifact; the commands name what they expect in place of a URI."""
+    """Return the path of an artifact; accept file:// as in STORE."""
     return file_path(text) or Path(text)
 
 
 Model = Annotated[
-    Path, typer.Option(help="artifact, below this directory", parser=_model_path, metavar="PATH")
+    Path,
+    typer.Option(
+        help="artifact directory below this folder's models/", parser=_model_path, metavar="PATH"
+    ),
 ]
-Store = Annotated[str, typer.Option(help="model store that must hold it")]
-ImageTag = Annotated[str | None, typer.Option(help="tag instead of the git revision")]
-Registry = Annotated[str | None, typer.Option(help="what comes before the images' names")]
+Store = Annotated[str, typer.Option(help="model store; it must contain the same artifact")]
+ImageTag = Annotated[
+    str | None, typer.Option(help="tag of the server image (default: the git revision)")
+]
+Registry = Annotated[str | None, typer.Option(help="prefix of the image names")]

@@ -1,1 +1,1 @@
-"""Which server serves which artifact, found by trying: `make compatibility`."""
+"""Record which server images can serve which artifacts: `make compatibility`."""

@@ -1,7 +1,7 @@
-"""Which server serves which artifact: `make compatibility`.
+"""Load every artifact of a store in every server, and keep the results: `make compatibility`.
 
-Found by trying: every artifact of the store is loaded in every server that servers.py finds,
-its golden rows included. The record is JSON for tools and a page (matrix.py) for people.
+Invariant: a combination counts as supported only after the server has loaded the artifact and
+reproduced its golden rows. Versions are never compared instead.
 """
 
 import re
@@ -20,13 +20,13 @@ from artifact.uri import is_bucket, local_path
 from artifact.verify import sha256_of
 from release.compatibility.servers import (
     ENVIRONMENTS,
-    Facts,
     Image,
     ImageServer,
     LockServer,
-    NotTried,
+    RecordModel,
+    ServerNotChecked,
+    ServerReport,
     Software,
-    Trial,
     local_servers,
 )
 from release.compatibility.volume import volume_with
@@ -36,60 +36,56 @@ from release.kubernetes.pods import running_releases
 
 RECORD = "compatibility.json"
 NO_SERVER = (
-    "make compatibility: expected a server, an image of this project or a lock file, got none. "
-    "Build the images, make build, or name a lock: "
-    "make compatibility LOCK=serving/requirements.txt."
+    "make compatibility: expected a server (an image of this project or a lock file), got none. "
+    "Build the images with `make build`, or name a lock file: "
+    "`make compatibility LOCK=serving/requirements.txt`."
 )
 
 
 class CompatibilityError(Exception):
-    """What keeps the question from being answered, for the person who asked it."""
+    """The record cannot be created or read; the message states what to do."""
 
 
-class Server(Facts):
-    """A server that was tried.
-
-    id: of the image that was run, or the sha256 of the lock. images: all that hold this very
-    server. software: what it answered; None where it could not be run.
-    """
+class Server(RecordModel):
+    """A server that loaded the artifacts."""
 
     name: str
     kind: Literal["image", "lock"]
-    id: str
-    images: tuple[Image, ...]
-    software: Software | None
+    id: str  # of the image that was run, or the sha256 of the lock file
+    images: tuple[Image, ...]  # all images that contain this server
+    software: Software | None  # None if the server does not start
 
 
-class Artifact(Facts):
-    """An artifact that was tried; opsets and IR version are None where the contract is broken."""
+class Artifact(RecordModel):
+    """An artifact that the servers loaded."""
 
     name: str
     version: str
     contract_sha256: str
-    opsets: dict[str, int] | None
-    ir_version: int | None
+    opsets: dict[str, int] | None  # None if the contract cannot be read
+    ir_version: int | None  # None if the contract cannot be read
 
     @property
     def path(self) -> str:
-        """Where it is in the store."""
+        """The path in the store."""
         return f"{self.name}/{self.version}"
 
 
-class Cell(Facts):
-    """One artifact in one server. supported: None where it could not be tried."""
+class Cell(RecordModel):
+    """The result of one artifact in one server."""
 
     artifact: str
     contract_sha256: str
     server: str
-    supported: bool | None
-    reason: str | None
+    supported: bool | None  # None if the server does not start
+    reason: str | None  # why it is not supported or unknown
     tried_at: datetime
 
 
-class Compatibility(Facts):
+class Compatibility(RecordModel):
     """The record of one run of `make compatibility`."""
 
-    made_by: str
+    made_by: str  # the command that creates the record again
     made_at: datetime
     store: str
     notes: tuple[str, ...]
@@ -98,16 +94,16 @@ class Compatibility(Facts):
     cells: tuple[Cell, ...]
 
     @classmethod
-    def find(
+    def check(
         cls,
         store: str,
         locks: Sequence[Path] = (),
         registry: str | None = None,
         environments: Path = ENVIRONMENTS,
     ) -> Self:
-        """Try every artifact of a store in every local image and in the server of every lock.
+        """Load every artifact of a store in every local image and with every lock file.
 
-        registry: what comes before the images' names; None and "" take all. Raises
+        registry: the prefix of the images' names; None and "" mean all images. Raises
         CompatibilityError, DockerError, and LockError.
         """
         directory = _directory(store)
@@ -115,45 +111,50 @@ class Compatibility(Facts):
         images, notes = _images(registry)
         if not images and not locks:
             raise CompatibilityError(" ".join([NO_SERVER, *notes]))
-        of_locks = {one.id: one for one in (LockServer.of(lock, environments) for lock in locks)}
-        tried = list(_tried(directory, artifacts, images, [*of_locks.values()]))
-        found = cls(
+        # Two lock files with the same content are one server.
+        lock_servers = {
+            server.id: server for server in (LockServer.of(lock, environments) for lock in locks)
+        }
+        results = list(_check_all(directory, artifacts, images, [*lock_servers.values()]))
+        record = cls(
             made_by=redact(_command(store, locks, registry)),
             made_at=datetime.now(UTC).replace(microsecond=0),
             store=store,
             notes=tuple(map(redact, notes)),
-            servers=tuple(server for server, _ in tried),
+            servers=tuple(server for server, _ in results),
             artifacts=tuple(artifacts),
-            cells=tuple(cell for _, cells in tried for cell in cells),
+            cells=tuple(cell for _, cells in results for cell in cells),
         )
-        cluster = map(redact, found.of_cluster())
-        return found.model_copy(update={"notes": (*found.notes, *cluster)})
+        cluster_notes = map(redact, record.cluster_notes())
+        return record.model_copy(update={"notes": (*record.notes, *cluster_notes)})
 
     @classmethod
     def read(cls, record: Path) -> Self:
-        """Return what was recorded. Raises FileNotFoundError, and CompatibilityError."""
+        """Read a record. Raises FileNotFoundError and CompatibilityError."""
         try:
             return cls.model_validate_json(record.read_bytes())
         except ValidationError as error:
             raise CompatibilityError(
-                f"{record}: expected what `make compatibility` writes, got {error.error_count()} "
-                "fields that are not so. Run it again."
+                f"{record}: expected a record of `make compatibility`, got {error.error_count()} "
+                "invalid fields. Run it again."
             ) from None
 
-    def of_cluster(self) -> Iterator[str]:
-        """Yield of everything that runs in the cluster whether it was seen to fit."""
-        words = {True: "supported", False: "refused", None: "not tried here"}
+    def cluster_notes(self) -> Iterator[str]:
+        """Yield for each release in the cluster whether this record supports it."""
+        verdicts = {True: "supported", False: "rejected", None: "not checked here"}
         try:
-            for where, release in running_releases().items():
-                verdict = words[self.supported(release.image_id, release.contract_sha256)]
-                yield f"The cluster runs {release} as {where}: {verdict}."
+            for track, release in running_releases().items():
+                verdict = verdicts[self.supported(release.image_id, release.contract_sha256)]
+                yield f"The cluster runs {release} as {track}: {verdict}."
         except ClusterError as error:
-            yield f"The cluster was not asked: {error}"
+            yield f"The releases of the cluster are unknown: {error}"
 
     def supported(self, image: str, contract_sha256: str) -> bool | None:
-        """Return whether an image, by id or digest, serves an artifact; None: was not tried."""
+        """Return whether an image, by id or digest, serves an artifact; None: unknown."""
         servers = {
-            server.id for server in self.servers if any(one.is_(image) for one in server.images)
+            server.id
+            for server in self.servers
+            if any(candidate.matches(image) for candidate in server.images)
         }
         verdicts = {
             cell.supported
@@ -164,10 +165,10 @@ class Compatibility(Facts):
 
 
 def supported(image: str, contract_sha256: str, record: Path) -> bool | None:
-    """Return whether the image of a release was seen to serve its artifact.
+    """Return whether the image of a release serves its artifact; None: unknown, or no record.
 
-    image: its id or its digest, `sha256:…`, never a tag, which may move. None: nobody has
-    tried, or there is no record. Raises CompatibilityError for a record that is none.
+    image: the id or digest `sha256:…`, never a tag, because tags move. Raises
+    CompatibilityError if the record is invalid.
     """
     try:
         return Compatibility.read(record).supported(image, contract_sha256)
@@ -176,10 +177,11 @@ def supported(image: str, contract_sha256: str, record: Path) -> bool | None:
 
 
 def _directory(store: str) -> Path:
+    """Return the directory of a store. Raises CompatibilityError for buckets."""
     if is_bucket(store):
         shown = redact(store)
         raise CompatibilityError(
-            f"STORE: expected a directory, got {shown}. Pull the models to try into one first: "
+            f"STORE: expected a directory, got {shown}. Pull the models into a directory first: "
             f"MODEL_URI={shown}/iris/1 .venv/bin/python -m model_load pull --to models/iris/1"
         )
     directory = local_path(store, "STORE")
@@ -189,18 +191,18 @@ def _directory(store: str) -> Path:
 
 
 def _artifacts(store: Path) -> list[Artifact]:
-    """Return every version of a store that has a contract: without one it is not there yet."""
+    """Return every version of a store. A version exists only once it has a contract."""
     versions = versions_in(store)
     if not versions:
         raise CompatibilityError(
             f"STORE: expected <name>/<version>/{CONTRACT_FILE} in {store}, got none. "
             "Publish a model first: make train"
         )
-    return [_artifact(path) for path in sorted(versions, key=_natural)]
+    return [_artifact(path) for path in sorted(versions, key=_natural_order)]
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Return what sorts version 10 behind version 9."""
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    """Return a sort key that puts version 10 after version 9."""
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
@@ -220,59 +222,61 @@ def _artifact(directory: Path) -> Artifact:
 
 
 def _images(registry: str | None) -> tuple[list[ImageServer], list[str]]:
-    """Return the servers in local images, and what is to be said where there are none."""
+    """Return the servers in local images, and a note if there are none."""
     try:
-        found = local_servers(registry)
+        servers = local_servers(registry)
     except DockerError as error:
-        return [], [f"No image was tried: {error}"]
-    where = f" below {registry}" if registry else ""
-    return found, [] if found else [f"No image was tried: Docker has none of this project{where}."]
+        return [], [f"No image was checked: {error}"]
+    below = f" below {registry}" if registry else ""
+    note = f"No image was checked: Docker has no image of this project{below}."
+    return servers, [] if servers else [note]
 
 
-def _tried(
+def _check_all(
     store: Path,
     artifacts: list[Artifact],
     images: list[ImageServer],
     locks: list[LockServer],
 ) -> Iterator[tuple[Server, list[Cell]]]:
-    """Yield each server with its cells, one for each artifact. Raises DockerError."""
+    """Yield each server with one cell for each artifact. Raises DockerError."""
     paths = [artifact.path for artifact in artifacts]
     if images:
         with volume_with(store, paths, images[0].id) as volume:
             for image in images:
-                yield _tried_in(image, volume, artifacts)
+                yield _check_server(image, volume, artifacts)
     for lock in locks:
-        yield _tried_in(lock, str(store), artifacts)
+        yield _check_server(lock, str(store), artifacts)
 
 
-def _tried_in(
-    server: ImageServer | LockServer, place: str, artifacts: list[Artifact]
+def _check_server(
+    server: ImageServer | LockServer, store: str, artifacts: list[Artifact]
 ) -> tuple[Server, list[Cell]]:
     print(f"Load every artifact in {server.name}", flush=True)
-    outcome: Trial | NotTried
+    report: ServerReport | ServerNotChecked
     try:
-        outcome = server.trial(place, [artifact.path for artifact in artifacts])
-    except NotTried as failed:
-        outcome = failed
-    return _server(server, outcome), [_cell(one, server.id, outcome) for one in artifacts]
+        report = server.verify(store, [artifact.path for artifact in artifacts])
+    except ServerNotChecked as error:
+        report = error
+    cells = [_cell(artifact, server.id, report) for artifact in artifacts]
+    return _server(server, report), cells
 
 
-def _server(server: ImageServer | LockServer, outcome: Trial | NotTried) -> Server:
+def _server(server: ImageServer | LockServer, report: ServerReport | ServerNotChecked) -> Server:
     return Server(
         name=server.name,
         kind="image" if isinstance(server, ImageServer) else "lock",
         id=server.id,
         images=server.images,
-        software=outcome.software if isinstance(outcome, Trial) else None,
+        software=report.software if isinstance(report, ServerReport) else None,
     )
 
 
-def _cell(artifact: Artifact, server: str, outcome: Trial | NotTried) -> Cell:
-    if isinstance(outcome, Trial):
-        ended = outcome.ended[artifact.path]
-        supported, reason, at = ended.reason is None, ended.reason, ended.at
+def _cell(artifact: Artifact, server: str, report: ServerReport | ServerNotChecked) -> Cell:
+    if isinstance(report, ServerReport):
+        result = report.results[artifact.path]
+        supported, reason, at = result.reason is None, result.reason, result.at
     else:
-        supported, reason, at = None, str(outcome), datetime.now(UTC).replace(microsecond=0)
+        supported, reason, at = None, str(report), datetime.now(UTC).replace(microsecond=0)
     return Cell(
         artifact=artifact.path,
         contract_sha256=artifact.contract_sha256,
@@ -284,7 +288,7 @@ def _cell(artifact: Artifact, server: str, outcome: Trial | NotTried) -> Cell:
 
 
 def _command(store: str, locks: Sequence[Path], registry: str | None) -> str:
-    """Return what makes the record again."""
-    given = {"STORE": store, "LOCK": " ".join(map(str, locks)), "REGISTRY": registry or ""}
-    words = [f"{name}={shlex.quote(value)}" for name, value in given.items() if value]
+    """Return the command that creates the record again."""
+    values = {"STORE": store, "LOCK": " ".join(map(str, locks)), "REGISTRY": registry or ""}
+    words = [f"{name}={shlex.quote(value)}" for name, value in values.items() if value]
     return " ".join(["make", "compatibility", *words])

@@ -1,7 +1,6 @@
-"""The servers that artifacts can be tried in: local images, and a lock's environments.
+"""The servers that load artifacts for `make compatibility`: local images and lock files.
 
-Used by record.py. A server runs trial.py with its own Python, and is asked what it is;
-its labels and its lock are not believed.
+Invariant: a server reports its own versions. Labels of images and pins of locks may be wrong.
 """
 
 import hashlib
@@ -21,51 +20,59 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from release.compatibility.volume import MOUNT
-from release.images.docker import REVISION, TITLE, DockerError, docker, registry_prefix, repository
+from release.images.docker import (
+    REVISION,
+    TITLE,
+    DockerError,
+    docker,
+    registry_prefix,
+    repository,
+)
 
 ROOT = Path(__file__).parent.parent.parent
-# Environments are made again when this directory is removed.
+# Environments of lock files. They are created again if this directory is deleted.
 ENVIRONMENTS = ROOT / ".venv" / "compatibility"
-TRY_SECONDS = 300
+VERIFY_SECONDS = 300
 
-# The last layers of an image, which are not the server's: the mode, and the model.
-_OWN_LAYERS = {"model_load": 1, "model_in_image": 2}
-# Of the layers before those: what marks pip as removed, which Docker dates. Behind it are the
-# libraries, the server and its folder.
-_MARKS = -4
-_TRIAL = Path(__file__).with_name("trial.py")
+# The number of last layers that are not the server: the mode's code, and the model.
+_LAYERS_ABOVE_SERVER = {"model_load": 1, "model_in_image": 2}
+# The position, in the layers of the server, of the layer that removes pip. It is followed by the
+# libraries, the server's code, and its working directory. Docker writes the date into this layer,
+# so it differs between builds of the same server.
+_DATED_LAYER = -4
+_CHECK_SCRIPT = Path(__file__).with_name("check_script.py")
 
 
-class NotTried(Exception):  # noqa: N818 - what it says of a server
-    """Why a server could not try any artifact."""
+class ServerNotChecked(Exception):  # noqa: N818 - a result, not a failure of this program
+    """A server could not load any artifact, because it does not start."""
 
 
 class LockError(Exception):
-    """A lock file of which no environment can be made."""
+    """A lock file cannot be read, or its packages cannot be installed."""
 
 
-class Facts(BaseModel):
+class RecordModel(BaseModel):
     """A part of the record: immutable, and without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Image(Facts):
-    """A local image; digests are those of the registries it was pulled from or pushed to."""
+class Image(RecordModel):
+    """A local image."""
 
     id: str
     names: tuple[str, ...]
-    digests: tuple[str, ...]
+    digests: tuple[str, ...]  # from the registries that it was pulled from or pushed to
     revision: str | None
 
-    def is_(self, asked: str) -> bool:
-        """Return whether this is its id, or its digest with or without a name before it."""
+    def matches(self, reference: str) -> bool:
+        """Return whether a reference is the id or a digest, with or without a name before it."""
         bare = (digest.rpartition("@")[2] for digest in self.digests)
-        return asked in (self.id, *self.digests, *bare)
+        return reference in (self.id, *self.digests, *bare)
 
 
-class Software(Facts):
-    """What a server answered about itself."""
+class Software(RecordModel):
+    """The versions that a server reports about itself."""
 
     python: str
     onnxruntime: str
@@ -73,39 +80,39 @@ class Software(Facts):
     machine: str
 
 
-class Ended(Facts):
-    """How the verification of an artifact ended: its exit status and what it said."""
+class Verification(RecordModel):
+    """The result of the verification of one artifact."""
 
-    status: int | None
-    said: str
+    status: int | None  # the exit status; None after a timeout
+    stderr: str
     at: datetime
 
     @property
     def reason(self) -> str | None:
-        """Why the artifact is refused, on one line; None when it is not."""
+        """Why the server cannot serve the artifact, in one line; None if it can."""
         if self.status == 0:
             return None
         if self.status is not None and self.status < 0:
             return f"killed by signal {-self.status}"
-        lines = self.said.strip().splitlines() or [f"exit status {self.status}"]
-        differences = [line[4:] for line in lines if line.startswith("  - ")]
-        if any(line.startswith("ContractMismatch: ") for line in lines) and differences:
-            return "; ".join(differences)
+        lines = self.stderr.strip().splitlines() or [f"exit status {self.status}"]
+        mismatches = [line[4:] for line in lines if line.startswith("  - ")]
+        if any(line.startswith("ContractMismatch: ") for line in lines) and mismatches:
+            return "; ".join(mismatches)
         return lines[-1].strip()
 
 
-class Trial(Facts):
-    """What trial.py printed: the server, and how each artifact ended, by `name/version`."""
+class ServerReport(RecordModel):
+    """The output of check_script.py."""
 
     software: Software
-    ended: dict[str, Ended]
+    results: dict[str, Verification]  # by `name/version`
 
 
 @dataclass(frozen=True)
 class ImageServer:
-    """A server in images whose layers differ in mode and model only; the first is run."""
+    """A server, and the images that contain it; they differ in mode and model only."""
 
-    images: tuple[Image, ...]
+    images: tuple[Image, ...]  # the first is run
 
     @property
     def name(self) -> str:
@@ -117,37 +124,39 @@ class ImageServer:
         """The id of the image that is run."""
         return self.images[0].id
 
-    def trial(self, volume: str, artifacts: Sequence[str]) -> Trial:
-        """Try artifacts of a Docker volume, confined as in a cluster. Raises NotTried."""
+    def verify(self, volume: str, artifacts: Sequence[str]) -> ServerReport:
+        """Load artifacts of a Docker volume in a container. Raises ServerNotChecked."""
         name = f"compatibility-{uuid.uuid4().hex}"
         try:
-            printed = docker(
+            # The container has the same restrictions as in a cluster.
+            output = docker(
                 "run", "--rm", f"--name={name}", "--network=none", "--read-only", "--cap-drop=ALL",
                 "--security-opt=no-new-privileges", "--entrypoint=python",
-                f"--volume={volume}:{MOUNT}:ro", self.id, *_command(MOUNT, artifacts),
+                f"--volume={volume}:{MOUNT}:ro", self.id, *_arguments(MOUNT, artifacts),
             )  # fmt: skip
         except DockerError as error:
-            raise NotTried(_one_line(str(error))) from None
+            raise ServerNotChecked(_one_line(str(error))) from None
         except KeyboardInterrupt:
-            # The command has ended; the container would go on, and keep its volume.
+            # Ctrl-C ends the docker command only: the container would keep running, and a volume in
+            # use cannot be deleted.
             with suppress(DockerError):
                 docker("rm", "--force", name)
             raise
-        return _trial(printed)
+        return _parse_report(output)
 
 
 @dataclass(frozen=True)
 class LockServer:
-    """This folder's server with the libraries of a lock file, and its Python."""
+    """The server of this working directory with the libraries of a lock file."""
 
     lock: Path
-    python: Path
-    id: str
+    python: Path  # of the environment with these libraries
+    id: str  # the sha256 of the lock file
     images: tuple[Image, ...] = ()
 
     @classmethod
     def of(cls, lock: Path, environments: Path = ENVIRONMENTS) -> "LockServer":
-        """Return the server of a lock; its environment is made unless it is there.
+        """Return the server of a lock file; create its environment on first use.
 
         Raises LockError.
         """
@@ -156,6 +165,7 @@ class LockServer:
         except OSError as error:
             raise LockError(f"LOCK: {lock}: expected a lock file: {error.strerror}") from None
         directory = environments.absolute() / f"{sha256[:16]}-{sys.implementation.cache_tag}"
+        # The file `complete` is created last: without it, an installation was interrupted.
         python, complete = directory / "bin" / "python", directory / "complete"
         if not (complete.exists() and python.exists()):
             print(f"Install {lock} into {os.path.relpath(directory)}, once", flush=True)
@@ -169,10 +179,10 @@ class LockServer:
         """The path of the lock."""
         return str(self.lock)
 
-    def trial(self, store: str, artifacts: Sequence[str]) -> Trial:
-        """Try artifacts of a store on this machine. Raises NotTried."""
-        done = subprocess.run(  # noqa: S603 - a Python of our own
-            [str(self.python), *_command(str(Path(store).absolute()), artifacts)],
+    def verify(self, store: str, artifacts: Sequence[str]) -> ServerReport:
+        """Load artifacts of a store on this machine. Raises ServerNotChecked."""
+        result = subprocess.run(  # noqa: S603 - the Python of the environment
+            [str(self.python), *_arguments(str(Path(store).absolute()), artifacts)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
@@ -180,75 +190,80 @@ class LockServer:
             text=True,
             check=False,
         )
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:]
-            raise NotTried(_one_line("".join(last)) or f"exit status {done.returncode}")
-        return _trial(done.stdout)
+        if result.returncode:
+            last_line = "".join(result.stderr.strip().splitlines()[-1:])
+            raise ServerNotChecked(_one_line(last_line) or f"exit status {result.returncode}")
+        return _parse_report(result.stdout)
 
 
 def local_servers(registry: str | None) -> list[ImageServer]:
     """Return the servers in this project's local images.
 
-    registry: what comes before the images' names; None and "" take all. Raises DockerError.
+    registry: the prefix of the images' names; None and "" mean all images. Raises DockerError.
     """
-    only = [f"--filter=reference={registry_prefix(registry)}*"] if registry else []
-    ids = docker("images", "--quiet", "--no-trunc", f"--filter=label={TITLE}", *only).split()
+    below = [f"--filter=reference={registry_prefix(registry)}*"] if registry else []
+    ids = docker("images", "--quiet", "--no-trunc", f"--filter=label={TITLE}", *below).split()
     return grouped(json.loads(docker("image", "inspect", *dict.fromkeys(ids)))) if ids else []
 
 
-def grouped(inspected: list[dict[str, Any]]) -> list[ImageServer]:
-    """Return the servers in images as `docker image inspect` describes them.
+def grouped(records: list[dict[str, Any]]) -> list[ImageServer]:
+    """Group records of `docker image inspect` by the server that the images contain.
 
-    Those that have an image without a model come first, and the newest of them. A revision
-    does not tell servers apart: it may be unknown, or of a changed tree. Layers do.
+    Servers that have an image without a model are first, newest first. Images with equal layers
+    contain the same server. A revision does not identify a server: it may be unknown, or of a
+    changed working directory.
     """
     servers: dict[tuple[str, ...], list[Image]] = {}
-    newest_first = sorted(inspected, key=lambda image: str(image["Created"]), reverse=True)
-    # One without a model, if there is one, gives the server its name.
-    for found in sorted(newest_first, key=lambda image: _title(image) != "model_load"):
-        image = _image(found)
-        own = _OWN_LAYERS.get(_title(found))
-        if own and (image.names or image.digests):
-            layers = found["RootFS"]["Layers"][:-own]
-            servers.setdefault(tuple(layers[:_MARKS] + layers[_MARKS + 1 :]), []).append(image)
+    newest_first = sorted(records, key=lambda record: str(record["Created"]), reverse=True)
+    # An image without a model comes first in its group, so it gives the server its name.
+    for record in sorted(newest_first, key=lambda record: _title(record) != "model_load"):
+        image = _image(record)
+        above = _LAYERS_ABOVE_SERVER.get(_title(record))
+        if above and (image.names or image.digests):
+            layers = record["RootFS"]["Layers"][:-above]
+            key = tuple(layers[:_DATED_LAYER] + layers[_DATED_LAYER + 1 :])
+            servers.setdefault(key, []).append(image)
     return [ImageServer(tuple(images)) for images in servers.values()]
 
 
-def _title(inspected: dict[str, Any]) -> str:
-    return str(_labels(inspected).get(TITLE, ""))
+def _title(record: dict[str, Any]) -> str:
+    return str(_labels(record).get(TITLE, ""))
 
 
-def _labels(inspected: dict[str, Any]) -> dict[str, str]:
-    return inspected["Config"].get("Labels") or {}
+def _labels(record: dict[str, Any]) -> dict[str, str]:
+    return record["Config"].get("Labels") or {}
 
 
-def _image(inspected: dict[str, Any]) -> Image:
+def _image(record: dict[str, Any]) -> Image:
+    by_rank = partial(_name_rank, _title(record))
     return Image(
-        id=inspected["Id"],
-        names=tuple(sorted(inspected.get("RepoTags") or (), key=partial(_rank, _title(inspected)))),
-        digests=tuple(sorted(inspected.get("RepoDigests") or ())),
-        revision=_labels(inspected).get(REVISION),
+        id=record["Id"],
+        names=tuple(sorted(record.get("RepoTags") or (), key=by_rank)),
+        digests=tuple(sorted(record.get("RepoDigests") or ())),
+        revision=_labels(record).get(REVISION),
     )
 
 
-def _rank(title: str, name: str) -> tuple[bool, str]:
-    """Return what sorts the names that `make build` gives before others."""
+def _name_rank(title: str, name: str) -> tuple[bool, str]:
+    """Return a sort key that puts names that `make build` gives before other names."""
     return repository(name).rpartition("/")[2] != title, name
 
 
-def _command(directory: str, artifacts: Sequence[str]) -> list[str]:
-    return ["-c", _TRIAL.read_text(encoding="utf-8"), str(TRY_SECONDS), directory, *artifacts]
+def _arguments(directory: str, artifacts: Sequence[str]) -> list[str]:
+    """Return the arguments with which Python runs check_script.py."""
+    script = _CHECK_SCRIPT.read_text(encoding="utf-8")
+    return ["-c", script, str(VERIFY_SECONDS), directory, *artifacts]
 
 
-def _trial(printed: str) -> Trial:
+def _parse_report(output: str) -> ServerReport:
     try:
-        return Trial.model_validate_json(printed)
+        return ServerReport.model_validate_json(output)
     except ValidationError:
-        raise NotTried(f"expected a verdict as JSON, got {_one_line(printed)[:200]!r}") from None
+        raise ServerNotChecked(f"expected a JSON report, got {_one_line(output)[:200]!r}") from None
 
 
 def _install(lock: Path, directory: Path, python: Path) -> None:
-    """Make an environment with what a lock pins, and nothing else."""
+    """Create an environment with exactly the packages of a lock file. Raises LockError."""
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     options = ["--disable-pip-version-check", "--no-input", "--no-deps"]
     if "--hash=" in lock.read_text(encoding="utf-8"):
@@ -257,12 +272,12 @@ def _install(lock: Path, directory: Path, python: Path) -> None:
         [sys.executable, "-m", "venv", "--clear", "--without-pip", str(directory)],
         [*pip, *options, "--requirement", str(lock)],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-            said = _one_line(" ".join(errors) or done.stderr or done.stdout)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if result.returncode:
+            errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
+            reason = _one_line(" ".join(errors) or result.stderr or result.stdout)
             raise LockError(
-                f"LOCK: {lock} does not install on Python {sys.version.split()[0]}: {said}"
+                f"LOCK: {lock} does not install on Python {sys.version.split()[0]}: {reason}"
             )
 
 

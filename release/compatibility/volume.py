@@ -1,7 +1,7 @@
-"""A Docker volume with artifacts of a store, for containers to read.
+"""A temporary Docker volume with artifacts of a model store.
 
-Used by record.py. Copied through Docker, not mounted from this machine: the engine may
-run on another one, and the servers' user may not be allowed to read the store.
+The artifacts are copied through Docker, not mounted: the Docker engine may run on another
+machine, and the user of the server may not have the permission to read the store.
 """
 
 import subprocess
@@ -19,10 +19,10 @@ MOUNT = "/artifacts"
 
 @contextmanager
 def volume_with(store: Path, artifacts: Iterable[str], image: str) -> Iterator[str]:
-    """Make a volume with artifacts of a store, such as `iris/1`; it is gone in the end.
+    """Create a volume with artifacts of a store, such as `iris/1`; delete it at the end.
 
-    image: any local one; a container of it is made for the copy, and not started. Raises
-    DockerError.
+    image: any local image. `docker cp` needs a container, so a container of this image is created
+    and never started. Raises DockerError.
     """
     volume = docker("volume", "create").strip()
     try:
@@ -37,36 +37,36 @@ def volume_with(store: Path, artifacts: Iterable[str], image: str) -> Iterator[s
 
 
 def _copy(store: Path, artifacts: Iterable[str], container: str) -> None:
-    with subprocess.Popen(  # noqa: S603 - the user's own docker
+    with subprocess.Popen(  # noqa: S603 - the user chooses the program
         [docker_program(), "cp", "-", f"{container}:{MOUNT}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-    ) as copying:
-        assert copying.stdin is not None  # noqa: S101 - they are pipes
-        assert copying.stderr is not None  # noqa: S101
-        # When Docker ends early, it says why.
+    ) as process:
+        assert process.stdin is not None  # noqa: S101 - pipes are not None
+        assert process.stderr is not None  # noqa: S101
+        # If Docker exits early, its stderr explains more than the broken pipe.
         with suppress(BrokenPipeError):
-            _pack(store, artifacts, copying.stdin)
+            _write_tar(store, artifacts, process.stdin)
         with suppress(BrokenPipeError):
-            copying.stdin.close()
-        said = copying.stderr.read().decode(errors="replace").strip()
-    if copying.returncode:
-        raise DockerError(f"{docker_program()} cp: {said}")
+            process.stdin.close()
+        message = process.stderr.read().decode(errors="replace").strip()
+    if process.returncode:
+        raise DockerError(f"{docker_program()} cp: {message}")
 
 
-def _pack(store: Path, artifacts: Iterable[str], to: IO[bytes]) -> None:
-    with tarfile.open(fileobj=to, mode="w|", dereference=True) as tar:
+def _write_tar(store: Path, artifacts: Iterable[str], file: IO[bytes]) -> None:
+    with tarfile.open(fileobj=file, mode="w|", dereference=True) as tar:
         for artifact in artifacts:
             directory = store / artifact
             files = (directory / CONTRACT_FILE, directory / MODEL_FILE)
-            for path in (directory.parent, directory, *(file for file in files if file.exists())):
+            for path in (directory.parent, directory, *filter(Path.exists, files)):
                 name = path.relative_to(store).as_posix()
-                tar.add(path, name, recursive=False, filter=_readable)
+                tar.add(path, name, recursive=False, filter=_readable_by_all)
 
 
-def _readable(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Return it as root's, for everybody to read."""
+def _readable_by_all(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Make a file readable for the server's user, whatever its permissions in the store."""
     member.mode = 0o755 if member.isdir() else 0o644
     member.uid = member.gid = 0
     member.uname = member.gname = ""

@@ -1,1 +1,1 @@
-"""What runs where, asked of every server, and what in it does not agree: `make inventory`."""
+"""Report what each running replica serves, and where replicas differ: `make inventory`."""

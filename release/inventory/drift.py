@@ -1,4 +1,4 @@
-"""What replicas do not agree on: with each other, with the store, with what is known."""
+"""Find drift: replicas that differ from each other, from the store, or from supported software."""
 
 import hashlib
 import re
@@ -17,103 +17,120 @@ from release.images.prune import newest
 from release.inventory.replica import Replica
 from release.kubernetes.kubectl import ClusterError, server_version
 
-# What a model's outputs depend on.
-_RUNTIME = ("onnxruntime", "numpy")
+# The packages that compute a model's outputs.
+_RUNTIME_PACKAGES = ("onnxruntime", "numpy")
 _AUDIT_SECONDS = 30
-_OF_A_RELEASE: dict[str, Callable[[Replica], object]] = {
-    "model sha256": lambda one: one.answer["model"]["sha256"],
-    "contract sha256": lambda one: one.answer["model"]["contract_sha256"],
-    "python": lambda one: one.answer["python"],
-    "os": lambda one: one.answer["os"],
+# The facts that are equal in all replicas of one release.
+_RELEASE_FACTS: dict[str, Callable[[Replica], object]] = {
+    "model sha256": lambda replica: replica.inventory["model"]["sha256"],
+    "contract sha256": lambda replica: replica.contract_sha256,
+    "python": lambda replica: replica.inventory["python"],
+    "os": lambda replica: replica.inventory["os"],
 }
 
 
-def disagreements(replicas: list[Replica], store: str) -> Iterator[str]:
-    """Yield everything that does not agree, one line each, with where and what."""
-    yield from _replicas_that_differ(replicas)
-    yield from _tracks_that_differ(replicas)
-    yield from _runtimes_that_differ(replicas)
-    for model, some in _by(replicas, lambda one: one.model).items():
+def find_drift(replicas: list[Replica], store: str) -> Iterator[str]:
+    """Yield a line with address, expected value, and actual value for each difference."""
+    yield from _differences_within_releases(replicas)
+    yield from _differences_within_tracks(replicas)
+    yield from _runtime_differences(replicas)
+    for model, same_model in _group(replicas, lambda replica: replica.model).items():
         try:
-            yield from _not_as_published(model, some, store)
+            yield from _differences_from_store(model, same_model, store)
         except StoreError as error:
             yield f"{model}: {error}"
-    for one in replicas:
-        where = f"{one.url}: {one.model}"
-        if one.answer["degraded"]:
-            yield f"{where}: degraded: {one.answer['degraded']}"
-        if not one.answer["model"]["purpose"].strip():
-            yield f"{where}: its contract's purpose is empty: nobody knows what it is for"
+    for replica in replicas:
+        prefix = f"{replica.url}: {replica.model}"
+        if replica.inventory["degraded"]:
+            yield f"{prefix}: degraded: {replica.inventory['degraded']}"
+        if not replica.inventory["model"]["purpose"].strip():
+            yield f"{prefix}: its contract's purpose is empty: set PURPOSE when you publish a model"
 
 
-def _replicas_that_differ(replicas: list[Replica]) -> Iterator[str]:
-    for release, some in _by(replicas, lambda one: one.release).items():
+def _differences_within_releases(replicas: list[Replica]) -> Iterator[str]:
+    """Yield the facts that differ between replicas of the same release."""
+    for release, same_release in _group(replicas, lambda replica: replica.release).items():
         if release is None:
             continue
-        for name, fact in _OF_A_RELEASE.items():
-            yield from _differ(release, name, some, fact)
-        packages = sorted({name for one in some for name in one.answer["packages"]})
-        differing = [name for name in packages if len(_by(some, methodcaller("package", name))) > 1]
-        if others := [name for name in differing if name not in _RUNTIME]:
-            yield f"{release}: packages differ: {', '.join(others)}; FORMAT=json has all versions"
+        for name, fact in _RELEASE_FACTS.items():
+            yield from _differences(release, name, same_release, fact)
+        packages = {name for replica in same_release for name in replica.inventory["packages"]}
+        # _runtime_differences() reports the runtime packages, with their versions.
+        if differing := [
+            name
+            for name in sorted(packages.difference(_RUNTIME_PACKAGES))
+            if len(_group(same_release, methodcaller("package", name))) > 1
+        ]:
+            yield (
+                f"{release}: packages differ: {', '.join(differing)}; FORMAT=json has the versions"
+            )
 
 
-def _tracks_that_differ(replicas: list[Replica]) -> Iterator[str]:
-    """Yield where one track runs several releases, or a pod not what its template says."""
-    for track, some in _tracks(replicas).items():
-        yield from _differ(track, "release", some, _release)
-    for one in replicas:
-        served = one.answer["model"]["contract_sha256"]
-        wanted = one.address.contract_sha256
-        if wanted is not None and wanted != served:
-            yield f"{one.url}: its pod says contract {wanted}, it serves {served}"
+def _differences_within_tracks(replicas: list[Replica]) -> Iterator[str]:
+    """Yield tracks that run several releases, and pods whose contract differs from the template."""
+    for track, same_track in _tracks(replicas).items():
+        yield from _differences(track, "release", same_track, _release)
+    for replica in replicas:
+        expected = replica.address.contract_sha256
+        if expected is not None and expected != replica.contract_sha256:
+            yield (
+                f"{replica.url}: expected contract {expected} from the pod's annotation, "
+                f"serves {replica.contract_sha256}"
+            )
 
 
 def _tracks(replicas: list[Replica]) -> dict[str, list[Replica]]:
-    """Return the replicas in a cluster by instance and track."""
-    in_cluster = [one for one in replicas if one.address.track]
-    return _by(in_cluster, lambda one: f"{one.address.instance} {one.address.track}")
+    """Return the replicas in a cluster by deployment and track."""
+    in_cluster = [replica for replica in replicas if replica.address.track]
+    return _group(
+        in_cluster, lambda replica: f"{replica.address.deployment} {replica.address.track}"
+    )
 
 
-def _release(one: Replica) -> str:
-    return f"{one.model} in {one.answer['image']}"
+def _release(replica: Replica) -> str:
+    return f"{replica.model} in {replica.inventory['image']}"
 
 
-def _runtimes_that_differ(replicas: list[Replica]) -> Iterator[str]:
-    """Yield what models run on, where that is not the same everywhere, or not training's."""
-    for name in _RUNTIME:
-        yield from _differ("all that runs", name, replicas, methodcaller("package", name))
-    for (url, model), some in _by(replicas, lambda one: (one.url, one.model)).items():
-        for name, versions in some[0].answer["model"]["other_versions"].items():
-            if name in _RUNTIME:
+def _runtime_differences(replicas: list[Replica]) -> Iterator[str]:
+    """Yield runtime packages that differ between replicas or from the versions of training."""
+    for name in _RUNTIME_PACKAGES:
+        yield from _differences("all replicas", name, replicas, methodcaller("package", name))
+    by_server = _group(replicas, lambda replica: (replica.url, replica.model))
+    for (url, model), workers in by_server.items():
+        for name, versions in workers[0].inventory["model"]["other_versions"].items():
+            if name in _RUNTIME_PACKAGES:
                 yield (
                     f"{url}: {model}: {name} {versions['here']}, "
                     f"its training had {versions['trained']}"
                 )
 
 
-def _not_as_published(model: str, some: list[Replica], store: str) -> Iterator[str]:
-    """Yield where a model runs that the store no longer has, or has otherwise."""
-    held = contract_in(store, *model.split("/"))
-    sha256 = hashlib.sha256(held).hexdigest() if held is not None else None
-    shown = redact(store)
-    for one in some:
+def _differences_from_store(model: str, replicas: list[Replica], store: str) -> Iterator[str]:
+    """Yield replicas whose contract is missing from the store or differs from the store's."""
+    contract = contract_in(store, *model.split("/"))
+    sha256 = hashlib.sha256(contract).hexdigest() if contract is not None else None
+    shown_store = redact(store)
+    for replica in replicas:
         if sha256 is None:
-            yield f"{one.url}: {model}: {shown} does not have it: it cannot be released again"
-        elif sha256 != one.answer["model"]["contract_sha256"]:
             yield (
-                f"{one.url}: {model}: {shown} has another contract of that version: "
-                f"sha256 {sha256}, it serves {one.answer['model']['contract_sha256']}"
+                f"{replica.url}: {model}: {shown_store} does not have it: it cannot be released "
+                "again"
+            )
+        elif sha256 != replica.contract_sha256:
+            yield (
+                f"{replica.url}: {model}: {shown_store} has another contract of that version: "
+                f"sha256 {sha256}, it serves {replica.contract_sha256}"
             )
 
 
 def known_problems(replicas: list[Replica]) -> tuple[list[str], list[str]]:
-    """Return the vulnerabilities and ends of life of the software of replicas, and notes.
+    """Return vulnerabilities and end-of-life dates of the replicas' software, and notes.
 
-    The checks are those of `make audit`. A service that fails is a note: the rest of the
-    inventory needs no internet.
+    The checks are those of `make audit`. A service that does not answer is only a note, because
+    the rest of the inventory needs no internet.
     """
-    packages, platforms, unchecked = _pins(replicas, _packages), _pins(replicas, _platform), []
+    packages, platforms = _pins(replicas, _packages), _pins(replicas, _platform)
+    unchecked = []
     if any(replica.address.track for replica in replicas):
         try:
             platforms["kubernetes", server_version()] = ["the cluster"]
@@ -121,79 +138,80 @@ def known_problems(replicas: list[Replica]) -> tuple[list[str], list[str]]:
             unchecked.append(f"kubernetes: {error}")
     dates = end_of_life.check(platforms, packages)
     result = vulnerabilities.check(packages, _AUDIT_SECONDS) + dates
-    findings = [
-        f"{', '.join(found.where)}: {found.name} {found.version}: {found.problem}"
-        for found in result.findings
+    problems = [
+        f"{', '.join(finding.where)}: {finding.name} {finding.version}: {finding.problem}"
+        for finding in result.findings
     ]
     unchecked += result.unchecked
-    return findings, [*result.notes, *(f"not checked: {reason}" for reason in unchecked)]
+    return problems, [*result.notes, *(f"not checked: {reason}" for reason in unchecked)]
 
 
-def notes(replicas: list[Replica], keep: int = 3) -> Iterator[str]:
-    """Yield what is no disagreement but should be known, and what could not be asked.
+def find_notes(replicas: list[Replica], keep: int = 3) -> Iterator[str]:
+    """Yield running canaries, images that `make prune` would remove, and checks that did not run.
 
-    keep: of `make prune`: how many images of each mode and model stay that nothing runs.
+    keep: the number of newest images that `make prune` keeps for each mode and model.
     """
-    for track, some in _tracks(replicas).items():
+    for track, same_track in _tracks(replicas).items():
         if track.endswith(" canary"):
-            yield f"{track}: {_release(some[0])} is being tried"
-    if not any(one.answer["image"] for one in replicas):
+            yield f"{track}: {_release(same_track[0])} is running as a canary"
+    if not any(replica.inventory["image"] for replica in replicas):
         return
     try:
         images = local_images("").images
     except DockerError as error:
-        yield f"which images `make prune` would remove was not asked: {error}"
+        yield f"not checked: which images `make prune` would remove: {error}"
         return
     recent = newest(images, keep)
     old = {name for image in images if image.id not in recent for name in image.names}
-    for one in replicas:
-        if one.answer["image"] in old:
+    for replica in replicas:
+        if (image_name := replica.inventory["image"]) in old:
             yield (
-                f"{one.url}: {one.answer['image']}: older than the newest {keep} of this Docker: "
-                "once its container is gone, `make prune` removes it"
+                f"{replica.url}: {image_name}: older than the newest {keep} images of this Docker: "
+                "`make prune` removes it when no container uses it"
             )
 
 
 def _pins(
     replicas: list[Replica], software: Callable[[Replica], dict[str, str]]
 ) -> dict[Pin, list[str]]:
-    """Return the versions that replicas run, each with the addresses of these replicas."""
-    pins: dict[Pin, dict[str, None]] = {}
+    """Return the installed versions, each with the addresses of the replicas that run it."""
+    addresses: dict[Pin, dict[str, None]] = {}
     for replica in replicas:
         for pin in software(replica).items():
-            pins.setdefault(pin, {})[replica.url] = None
-    return {pin: list(urls) for pin, urls in pins.items()}
+            addresses.setdefault(pin, {})[replica.url] = None
+    return {pin: list(urls) for pin, urls in addresses.items()}
 
 
 def _packages(replica: Replica) -> dict[str, str]:
-    packages: dict[str, str] = replica.answer["packages"]
+    packages: dict[str, str] = replica.inventory["packages"]
     return packages
 
 
 def _platform(replica: Replica) -> dict[str, str]:
-    """Return the Python of a replica, and its Debian if it runs on Debian."""
-    debian = re.match(r"Debian GNU/Linux (\d+)", replica.answer["os"])
-    return {"python": replica.answer["python"], **({"debian": debian[1]} if debian else {})}
+    """Return the versions of Python and, on Debian, of Debian."""
+    debian = re.match(r"Debian GNU/Linux (\d+)", replica.inventory["os"])
+    return {"python": replica.inventory["python"], **({"debian": debian[1]} if debian else {})}
 
 
-def _differ(
-    among: str, name: str, some: list[Replica], fact: Callable[[Replica], object]
+def _differences(
+    group: str, name: str, replicas: list[Replica], fact: Callable[[Replica], object]
 ) -> Iterator[str]:
-    """Yield one line when a fact is not the same for all, with who has which."""
-    by_fact = _by(some, fact)
-    if len(by_fact) > 1:
-        listed = "; ".join(
-            f"{value or 'none'} at {_where(having)}" for value, having in by_fact.items()
+    """Yield one line with all values of a fact and their addresses, if the values differ."""
+    by_value = _group(replicas, fact)
+    if len(by_value) > 1:
+        values = "; ".join(
+            f"{value or 'none'} at {_addresses(same_value)}"
+            for value, same_value in by_value.items()
         )
-        yield f"{among}: {name} differs: {listed}"
+        yield f"{group}: {name} differs: {values}"
 
 
-def _where(some: Iterable[Replica]) -> str:
-    return ", ".join(dict.fromkeys(one.url for one in some))
+def _addresses(replicas: Iterable[Replica]) -> str:
+    return ", ".join(dict.fromkeys(replica.url for replica in replicas))
 
 
-def _by(some: Iterable[Replica], key: Callable[[Replica], Any]) -> dict[Any, list[Replica]]:
-    grouped: dict[Any, list[Replica]] = {}
-    for one in some:
-        grouped.setdefault(key(one), []).append(one)
-    return grouped
+def _group(replicas: Iterable[Replica], key: Callable[[Replica], Any]) -> dict[Any, list[Replica]]:
+    groups: dict[Any, list[Replica]] = {}
+    for replica in replicas:
+        groups.setdefault(key(replica), []).append(replica)
+    return groups

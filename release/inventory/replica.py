@@ -1,4 +1,7 @@
-"""One process that serves, as it answers for itself at /inventory."""
+"""Collect the inventory of running servers: one GET /inventory for each worker process.
+
+Invariant: every fact comes from the process that serves, never from a manifest or a label.
+"""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +15,13 @@ import httpx
 from artifact.redact import redact
 from release.kubernetes.kubectl import ClusterError
 
-_ASK_SECONDS = 10
-# Servers at the same time: in a cluster each is a kubectl process of some 50 MB.
-_PARALLEL = 8
-# Answers come from any worker.
-_ROUNDS = 20
+_REQUEST_SECONDS = 10
+# In a cluster, each connection is a kubectl process of about 50 MB.
+_MAX_PARALLEL_SERVERS = 8
+# Workers share one port, so each request reaches an arbitrary worker.
+_MAX_ROUNDS = 20
 
-_FIELDS = {
+_REQUIRED_FIELDS = {
     *(
         "mode",
         "image",
@@ -34,112 +37,127 @@ _FIELDS = {
     *("cpu_features", "python", "packages", "providers", "settings", "model"),
 }
 
-Answer = dict[str, Any]
+# The JSON object that GET /inventory returns.
+Inventory = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server can be asked.
+    """The address of a server, and the place of the server in a cluster."""
 
-    name: for people. connect: opens a connection and gives the URL, which holds until the end of
-    the `with` block. In a cluster the server belongs to the track of an instance, and its pod says
-    which contract_sha256 it should serve.
-    """
-
-    name: str
+    name: str  # for people
+    # Opens a connection; yields the URL, which is valid until the end of the `with` block.
     connect: Callable[[], AbstractContextManager[str]]
-    track: str | None = None
-    instance: str | None = None
+    track: str | None = None  # None outside a cluster
+    deployment: str | None = None  # namespace/name; None outside a cluster
+    # The contract that the pod's annotation promises; None outside a cluster.
     contract_sha256: str | None = None
 
     @classmethod
     def of(cls, url: str) -> "Address":
-        """Return the address of a URL, whose user:password@ is sent and never shown."""
+        """Return the address of a URL; its user:password@ is sent but never shown."""
         return cls(redact(url), lambda: nullcontext(url.rstrip("/")))
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One process that serves: where it was asked, and what it answered."""
+    """One worker process of a server."""
 
     address: Address
-    answer: Answer
+    inventory: Inventory
 
     @property
     def url(self) -> str:
-        """Where it was asked, for people."""
+        """The address of the server, for people."""
         return self.address.name
 
     @property
     def model(self) -> str:
-        """Its model, as `iris/1`."""
-        return f"{self.answer['model']['name']}/{self.answer['model']['version']}"
+        """The name and version of the model, such as `iris/1`."""
+        return f"{self.inventory['model']['name']}/{self.inventory['model']['version']}"
+
+    @property
+    def contract_sha256(self) -> str:
+        """The sha256 of the contract that the replica serves."""
+        sha256: str = self.inventory["model"]["contract_sha256"]
+        return sha256
 
     def package(self, name: str) -> str | None:
-        """Return the version that it has of a package, None if none."""
-        version: str | None = self.answer["packages"].get(name)
+        """Return the installed version of a package; None if it is not installed."""
+        version: str | None = self.inventory["packages"].get(name)
         return version
 
     @property
     def release(self) -> str | None:
-        """What replicas have in common that must not differ in anything else; None without one."""
-        image = self.answer["image"]
+        """The image and the model; None if the image is unknown.
+
+        Replicas of one release must be equal in everything else.
+        """
+        image = self.inventory["image"]
         return f"replicas of {image} {self.model}" if image not in (None, "unknown") else None
 
 
-def ask(addresses: Iterable[Address]) -> tuple[list[Replica], list[str]]:
-    """Return every worker of every server, and a message for each that did not answer."""
-    with ThreadPoolExecutor(_PARALLEL) as threads:
-        answers = list(threads.map(_ask, addresses))
-    replicas = [replica for found, _ in answers for replica in found]
-    return replicas, [message for _, message in answers if message]
+def query_replicas(addresses: Iterable[Address]) -> tuple[list[Replica], list[str]]:
+    """Return each worker of each server, and a message for each server that did not answer."""
+    with ThreadPoolExecutor(_MAX_PARALLEL_SERVERS) as threads:
+        results = list(threads.map(_query_server, addresses))
+    replicas = [replica for workers, _ in results for replica in workers]
+    return replicas, [message for _, message in results if message]
 
 
-def _ask(address: Address) -> tuple[list[Replica], str | None]:
-    """Return the workers of one server, and what is missing of them."""
+def _query_server(address: Address) -> tuple[list[Replica], str | None]:
+    """Return the workers of a server, and a message if any did not answer."""
     try:
         with address.connect() as url:
-            found, wanted = _workers(address, url)
+            workers, expected = _query_workers(address, url)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ClusterError) as error:
-        return [], f"{address.name}: no /inventory there: {_why(error)}"
-    if len(found) < wanted:
-        return found, f"{address.name}: {len(found)} of {wanted} workers answered"
-    return found, None
+        return [], f"{address.name}: cannot read /inventory: {_reason(error)}"
+    if len(workers) < expected:
+        return workers, f"{address.name}: {len(workers)} of {expected} workers answered"
+    return workers, None
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
-        hint = ": MANAGEMENT_PORT has it, if that is set"
         status = error.response.status_code
+        hint = ": if MANAGEMENT_PORT is set, use that port"
         return f"status {status}{hint if status == httpx.codes.NOT_FOUND else ''}"
-    if isinstance(error, httpx.InvalidURL):  # its text holds parts of the URL
+    if isinstance(error, httpx.InvalidURL):  # its message contains parts of the URL
         return "expected http://host:port"
     return redact(str(error).partition("\n")[0]) or type(error).__name__
 
 
-def _workers(address: Address, url: str) -> tuple[list[Replica], int]:
-    """Send requests until every worker has answered, or _ROUNDS times; return their number, too."""
-    found: dict[tuple[str, int], Replica] = {}
-    wanted = 1
+def _query_workers(address: Address, url: str) -> tuple[list[Replica], int]:
+    """Request until every worker has answered, at most _MAX_ROUNDS times.
+
+    Return the workers that answered and the number of workers that the server has.
+    """
+    workers: dict[tuple[str, int], Replica] = {}
+    expected = 1
     with (
-        httpx.Client(timeout=_ASK_SECONDS, headers={"Connection": "close"}) as client,
+        # Without keep-alive each request opens a connection, which any worker may accept.
+        httpx.Client(timeout=_REQUEST_SECONDS, headers={"Connection": "close"}) as client,
         ThreadPoolExecutor() as threads,
     ):
-        for _ in range(_ROUNDS):
-            # At the same time: one that is idle would answer them all, one by one.
-            urls = [url] * (2 * wanted - 1)
-            for answer in threads.map(partial(_answer, client), urls):
-                found[answer["host"], answer["pid"]] = Replica(address, answer)
-                wanted = answer["settings"]["workers"]
-            if len(found) >= wanted:
+        for _ in range(_MAX_ROUNDS):
+            # Send the requests in parallel: one idle worker could answer all sequential requests.
+            urls = [url] * (2 * expected - 1)
+            for inventory in threads.map(partial(_get_inventory, client), urls):
+                workers[inventory["host"], inventory["pid"]] = Replica(address, inventory)
+                expected = inventory["settings"]["workers"]
+            if len(workers) >= expected:
                 break
-    return [found[process] for process in sorted(found)], wanted
+    return [workers[process] for process in sorted(workers)], expected
 
 
-def _answer(client: httpx.Client, url: str) -> Answer:
-    """Return an answer that has what the table shows. Raises ValueError for another."""
-    answer: Answer = client.get(f"{url}/inventory").raise_for_status().json()
-    lacking = _FIELDS.difference(answer) if isinstance(answer, dict) else _FIELDS
-    if lacking:
-        raise ValueError(f"the answer lacks {', '.join(sorted(lacking))}: an older server?")
-    return answer
+def _get_inventory(client: httpx.Client, url: str) -> Inventory:
+    """Return the inventory of the worker that answers. Raises ValueError if fields are missing."""
+    inventory: Inventory = client.get(f"{url}/inventory").raise_for_status().json()
+    missing = (
+        _REQUIRED_FIELDS.difference(inventory) if isinstance(inventory, dict) else _REQUIRED_FIELDS
+    )
+    if missing:
+        raise ValueError(
+            f"the response lacks {', '.join(sorted(missing))}: the server may be an older version"
+        )
+    return inventory

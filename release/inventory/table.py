@@ -1,9 +1,9 @@
-"""The facts of replicas as a table, and the forms in which it is kept or shown."""
+"""Format the inventory as a table on the terminal, JSON, Markdown, or an HTML page."""
 
 import html
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
 from string import Template
@@ -15,98 +15,105 @@ from rich.table import Table
 
 import serving
 from artifact.contract import dimensions
-from release.inventory.replica import Answer, Replica
+from release.inventory.replica import Inventory, Replica
 
-# More names of columns than that are in the contract.
-_MANY = 12
-# As much of a sha256 as a person compares; the whole of it is in the JSON.
-_SHORT = 12
+# Tensors with more columns than this are shown without the names of the columns; the contract
+# lists all.
+_MAX_COLUMN_NAMES = 12
+# Enough characters of a sha256 to compare by eye; the JSON format has all 64.
+_SHA256_CHARACTERS = 12
 
 
+# The rows of the table.
 FACTS: dict[str, Callable[[Replica], object]] = {
-    "where": lambda one: one.url,
-    "track": lambda one: one.address.track,
-    "mode": lambda one: one.answer["mode"],
-    "model": lambda one: one.model,
-    "purpose": lambda one: one.answer["model"]["purpose"],
-    "owner": lambda one: one.answer["model"]["owner"],
-    "state": lambda one: _state(one.answer),
-    "image": lambda one: one.answer["image"],
-    "revision": lambda one: one.answer["revision"],
-    "input": lambda one: _format(one.answer["model"]["inputs"]),
-    "output": lambda one: _format(one.answer["model"]["outputs"]),
-    "os": lambda one: one.answer["os"],
-    "kernel": lambda one: one.answer["kernel"],
-    "cpu": lambda one: " ".join(one.answer["cpu_features"]),
-    "python": lambda one: one.answer["python"],
+    "where": lambda replica: replica.url,
+    "track": lambda replica: replica.address.track,
+    "mode": lambda replica: replica.inventory["mode"],
+    "model": lambda replica: replica.model,
+    "purpose": lambda replica: replica.inventory["model"]["purpose"],
+    "owner": lambda replica: replica.inventory["model"]["owner"],
+    "state": lambda replica: _state(replica.inventory),
+    "image": lambda replica: replica.inventory["image"],
+    "revision": lambda replica: replica.inventory["revision"],
+    "input": lambda replica: _tensors(replica.inventory["model"]["inputs"]),
+    "output": lambda replica: _tensors(replica.inventory["model"]["outputs"]),
+    "os": lambda replica: replica.inventory["os"],
+    "kernel": lambda replica: replica.inventory["kernel"],
+    "cpu": lambda replica: " ".join(replica.inventory["cpu_features"]),
+    "python": lambda replica: replica.inventory["python"],
     **{name: methodcaller("package", name) for name in ("onnxruntime", "numpy")},
-    "providers": lambda one: " ".join(one.answer["providers"]),
-    "opsets": lambda one: _pairs(one.answer["model"]["opsets"]),
-    "model sha256": lambda one: one.answer["model"]["sha256"][:_SHORT],
-    "contract sha256": lambda one: one.answer["model"]["contract_sha256"][:_SHORT],
-    "source": lambda one: one.answer["model"]["source"],
-    "loaded at": lambda one: one.answer["model"]["loaded_at"],
-    "started at": lambda one: one.answer["started_at"],
-    "trained from": lambda one: one.answer["model"]["origin"]["commit"],
-    "train again": lambda one: one.answer["model"]["origin"]["command"],
-    "other than in training": lambda one: _others(one.answer["model"]["other_versions"]),
+    "providers": lambda replica: " ".join(replica.inventory["providers"]),
+    "opsets": lambda replica: _opsets(replica.inventory["model"]["opsets"]),
+    "model sha256": lambda replica: replica.inventory["model"]["sha256"][:_SHA256_CHARACTERS],
+    "contract sha256": lambda replica: replica.contract_sha256[:_SHA256_CHARACTERS],
+    "source": lambda replica: replica.inventory["model"]["source"],
+    "loaded at": lambda replica: replica.inventory["model"]["loaded_at"],
+    "started at": lambda replica: replica.inventory["started_at"],
+    "trained from": lambda replica: replica.inventory["model"]["origin"]["commit"],
+    "train again": lambda replica: replica.inventory["model"]["origin"]["command"],
+    "differs from training": lambda replica: _other_versions(
+        replica.inventory["model"]["other_versions"]
+    ),
 }
-_OF_ONE_PROCESS = ("where", "loaded at", "started at", "kernel", "cpu")
+# Facts that may differ between replicas in the same column of the table.
+_FACTS_OF_A_PROCESS = ("where", "loaded at", "started at", "kernel", "cpu")
 
 
 def table(replicas: list[Replica]) -> list[list[str]]:
-    """Return rows of facts: a name, then a cell for each kind of replica.
+    """Return the rows: the name of a fact, then a cell for each column.
 
-    Replicas that differ in nothing but when and where they run share a column.
+    Replicas that differ only in where and when they run share a column.
     """
-    kinds: dict[tuple[str, ...], list[Replica]] = {}
-    for one in replicas:
-        same = [str(FACTS[name](one)) for name in FACTS if name not in _OF_ONE_PROCESS]
-        kinds.setdefault((*same, str(one.answer["packages"])), []).append(one)
-    return [[name, *(_cell(fact, kind) for kind in kinds.values())] for name, fact in FACTS.items()]
+    columns: dict[tuple[str, ...], list[Replica]] = {}
+    for replica in replicas:
+        key = [str(FACTS[name](replica)) for name in FACTS if name not in _FACTS_OF_A_PROCESS]
+        columns.setdefault((*key, str(replica.inventory["packages"])), []).append(replica)
+    return [
+        [name, *(_cell(fact, column) for column in columns.values())]
+        for name, fact in FACTS.items()
+    ]
 
 
-def _state(answer: Answer) -> str:
-    if answer["degraded"]:
-        return f"degraded: {answer['degraded']}"
-    return "ready" if answer["ready"] else "not ready"
+def _state(inventory: Inventory) -> str:
+    if inventory["degraded"]:
+        return f"degraded: {inventory['degraded']}"
+    return "ready" if inventory["ready"] else "not ready"
 
 
-def _format(tensors: list[dict[str, Any]]) -> str:
-    """Return tensors as one line each: name, dtype and shape, then what their columns are."""
+def _tensors(tensors: list[dict[str, Any]]) -> str:
+    """Return the name, dtype, shape, and column names of each tensor."""
     return "; ".join(
-        f"{one['name']} {one['dtype']}{dimensions(one['shape'])}{_columns(one)}" for one in tensors
+        f"{tensor['name']} {tensor['dtype']}{dimensions(tensor['shape'])}{_columns(tensor)}"
+        for tensor in tensors
     )
 
 
 def _columns(tensor: dict[str, Any]) -> str:
     names = tensor["labels"] or [
-        f"{one['name']} ({one['unit']})" if one["unit"] else one["name"]
-        for one in tensor["features"]
+        f"{feature['name']} ({feature['unit']})" if feature["unit"] else feature["name"]
+        for feature in tensor["features"]
     ]
-    return f": {', '.join(names)}" if names and len(names) <= _MANY else ""
+    return f": {', '.join(names)}" if names and len(names) <= _MAX_COLUMN_NAMES else ""
 
 
-def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name or 'ai.onnx'} {value}" for name, value in values.items())
+def _opsets(opsets: dict[str, Any]) -> str:
+    # ONNX writes the default domain ai.onnx as an empty string.
+    return ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in opsets.items())
 
 
-def _others(versions: dict[str, dict[str, str]]) -> str:
+def _other_versions(packages: dict[str, dict[str, str]]) -> str:
     return "; ".join(
-        f"{name} {one['here']}, not {one['trained']}" for name, one in versions.items()
+        f"{name} {versions['here']}, not {versions['trained']}"
+        for name, versions in packages.items()
     )
 
 
-def _cell(fact: Callable[[Replica], object], kind: list[Replica]) -> str:
-    return _list(fact(one) or "" for one in kind)
+def _cell(fact: Callable[[Replica], object], replicas: list[Replica]) -> str:
+    return ", ".join(dict.fromkeys(str(fact(replica) or "") for replica in replicas))
 
 
-def _list(values: Iterable[object]) -> str:
-    return ", ".join(dict.fromkeys(map(str, values)))
-
-
-def show(replicas: list[Replica], found: list[str], noted: list[str]) -> None:
-    """Print the table and what does not agree."""
+def show(replicas: list[Replica], disagreements: list[str], notes: list[str]) -> None:
+    """Print the table, the disagreements, and the notes."""
     rows = table(replicas)
     shown = Table(show_header=False, show_lines=True)
     for number in range(len(rows[0])):
@@ -115,35 +122,39 @@ def show(replicas: list[Replica], found: list[str], noted: list[str]) -> None:
         shown.add_row(*map(escape, row))
     console = Console(highlight=False)
     console.print(shown)
-    console.print("\n".join(_verdict(found, noted)), soft_wrap=True, markup=False)
+    console.print("\n".join(_verdict(disagreements, notes)), soft_wrap=True, markup=False)
 
 
-def as_json(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
-    """Return whole answers, by where they came from, and what does not agree."""
-    answers = [{"url": one.url, "track": one.address.track, **one.answer} for one in replicas]
-    return json.dumps({"replicas": answers, "disagreements": found, "notes": noted}, indent=2)
+def as_json(replicas: list[Replica], disagreements: list[str], notes: list[str]) -> str:
+    """Return the full inventory of each replica with its address, disagreements, and notes."""
+    inventories = [
+        {"url": replica.url, "track": replica.address.track, **replica.inventory}
+        for replica in replicas
+    ]
+    content = {"replicas": inventories, "disagreements": disagreements, "notes": notes}
+    return json.dumps(content, indent=2)
 
 
-def as_markdown(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
-    """Return the table and what does not agree."""
+def as_markdown(replicas: list[Replica], disagreements: list[str], notes: list[str]) -> str:
+    """Return the table, the disagreements, and the notes as Markdown."""
     first, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table(replicas)]
     lines = [first, ["---"] * len(first), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([text, "", *(f"- {line}" for line in _verdict(found, noted))])
+    return "\n".join([text, "", *(f"- {line}" for line in _verdict(disagreements, notes))])
 
 
-def as_html(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
-    """Return a page of its own, light and dark, without outside assets; it looks as a server's."""
-    (_, *wheres), *facts = table(replicas)
-    shown = [_row("where", [(cell, _class_of(cell, found)) for cell in wheres])]
-    shown += [_row(name, [(cell, "") for cell in cells]) for name, *cells in facts]
-    verdict = [("wrong", line) for line in found] or [("right", "Everything agrees.")]
-    lines = [*verdict, *(("", f"Note: {line}") for line in noted)]
+def as_html(replicas: list[Replica], disagreements: list[str], notes: list[str]) -> str:
+    """Return a self-contained HTML page, light and dark, in the style of the server's page."""
+    (_, *addresses), *facts = table(replicas)
+    rows = [_row("where", [(cell, _cell_class(cell, disagreements)) for cell in addresses])]
+    rows += [_row(name, [(cell, "") for cell in cells]) for name, *cells in facts]
+    verdict = [("wrong", line) for line in disagreements] or [("right", "Everything agrees.")]
+    lines = [*verdict, *(("", f"Note: {line}") for line in notes)]
     return _PAGE.substitute(
-        style=(_LOOK / "page.css").read_text(encoding="utf-8"),
+        style=(_SERVER_PAGE / "page.css").read_text(encoding="utf-8"),
         state=verdict[0][0],
-        summary=f"{len(found)} not in agreement" if found else "Everything agrees",
-        rows="\n".join(shown),
+        summary=f"Disagreements: {len(disagreements)}" if disagreements else "Everything agrees",
+        rows="\n".join(rows),
         lines="\n".join(
             f'<li class="notice {kind}">{html.escape(line)}</li>' for kind, line in lines
         ),
@@ -151,18 +162,20 @@ def as_html(replicas: list[Replica], found: list[str], noted: list[str]) -> str:
 
 
 def _row(name: str, cells: list[tuple[str, str]]) -> str:
-    shown = "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in cells)
-    return f'<tr><th scope="row">{html.escape(name)}</th>{shown}</tr>'
+    columns = "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in cells)
+    return f'<tr><th scope="row">{html.escape(name)}</th>{columns}</tr>'
 
 
-def _class_of(wheres: str, found: list[str]) -> str:
-    """Return how a column is marked: as wrong where a disagreement names one of its addresses."""
-    named = "|".join(rf"(?<![\w-]){re.escape(where)}(?![\w-])" for where in wheres.split(", "))
-    return "wrong" if any(re.search(named, line) for line in found) else ""
+def _cell_class(addresses: str, disagreements: list[str]) -> str:
+    """Return the CSS class of a column: `wrong` if a disagreement names one of its addresses."""
+    pattern = "|".join(
+        rf"(?<![\w-]){re.escape(address)}(?![\w-])" for address in addresses.split(", ")
+    )
+    return "wrong" if any(re.search(pattern, line) for line in disagreements) else ""
 
 
-def _verdict(found: list[str], noted: list[str]) -> list[str]:
-    return [*(found or ["Everything agrees."]), *(f"Note: {line}" for line in noted)]
+def _verdict(disagreements: list[str], notes: list[str]) -> list[str]:
+    return [*(disagreements or ["Everything agrees."]), *(f"Note: {line}" for line in notes)]
 
 
 FORMATS: dict[str, Callable[[list[Replica], list[str], list[str]], str]] = {
@@ -171,7 +184,7 @@ FORMATS: dict[str, Callable[[list[Replica], list[str], list[str]], str]] = {
     "html": as_html,
 }
 
-_LOOK = Path(serving.__file__).parent / "api" / "page"
+_SERVER_PAGE = Path(serving.__file__).parent / "api" / "page"
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -190,7 +203,7 @@ $style</style>
 <ul class="notices">
 $lines
 </ul>
-<section class="scroll" tabindex="0" aria-label="Facts of each kind of replica"><table>
+<section class="scroll" tabindex="0" aria-label="Facts of each group of equal replicas"><table>
 $rows
 </table></section>
 </body>

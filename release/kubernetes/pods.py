@@ -68,6 +68,6 @@ def _address(pod: dict[str, Any]) -> Address:
         name=f"{namespace}/{name}",
         connect=partial(port_forward, namespace, name, MANAGEMENT),
         track=labels.get("track"),
-        instance=_deployment(pod),
+        deployment=_deployment(pod),
         contract_sha256=annotations.read(metadata, annotations.CONTRACT_SHA256),
     )

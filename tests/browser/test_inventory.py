@@ -55,7 +55,7 @@ def test_disagreement_is_shown_in_the_header_and_at_its_replica(page: Page, repo
 
     page.goto(report.file.as_uri())
 
-    expect(page.locator("header .state")).to_have_text("1 not in agreement")
+    expect(page.locator("header .state")).to_have_text("Disagreements: 1")
     expect(page.locator("li.wrong")).to_contain_text(f"{report.wrong_url}: digits/1: ")
     row = page.get_by_role("row").filter(has_text="where")
     expect(row.get_by_role("cell", name=report.wrong_url)).to_have_class("wrong")

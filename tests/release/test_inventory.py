@@ -1,4 +1,4 @@
-"""The record of what runs: asked of real servers, with what does not agree planted."""
+"""`make inventory` against real servers, some with deliberate differences."""
 
 import html
 import json
@@ -21,7 +21,7 @@ import pytest
 
 from artifact.contract import read_contract
 from release.inventory.drift import known_problems
-from release.inventory.replica import Address, ask
+from release.inventory.replica import Address, query_replicas
 from release.local.server_process import ServerProcess
 from tests.audit_services import JINJA2, audit_services
 from tests.fakes import PasswordStandIn
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def inventory(urls: list[str], store: Path | str, form: str) -> subprocess.CompletedProcess[str]:
-    """Run the command behind `make inventory`, where its cache is nobody else's."""
+    """Run the command of `make inventory` in a directory with its own cache."""
     command = ["inventory", f"--urls={' '.join(urls)}", f"--store={store}", f"--format={form}"]
     return subprocess.run(
         [sys.executable, "-m", "release", *command],
@@ -44,17 +44,17 @@ def inventory(urls: list[str], store: Path | str, form: str) -> subprocess.Compl
 
 
 @dataclass(frozen=True)
-class Planted:
-    """Four servers, two versions in both modes, and the three things wrong with them."""
+class Servers:
+    """Four servers, two versions in both modes, with three deliberate differences."""
 
     urls: list[str]
     store: Path
-    old: str
-    gone: str
+    old: str  # the URL of the server with an old onnxruntime
+    gone: str  # the version that the store no longer has
 
 
 @pytest.fixture(scope="module")
-def planted(two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+def servers(two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     store = tmp_path_factory.mktemp("record") / "models"
     for version in ("1", "2"):
         shutil.copytree(two_csv_versions / "flowers" / version, store / "flowers" / version)
@@ -76,63 +76,63 @@ def planted(two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory) ->
         ]
         urls = [server.wait_until_ready().url for server in started]
         shutil.rmtree(store / "flowers" / "1")
-        yield Planted(urls, store, old=urls[2], gone="flowers/1")
+        yield Servers(urls, store, old=urls[2], gone="flowers/1")
 
 
-def test_one_table_shows_all_that_runs_and_names_what_is_wrong(planted: Planted) -> None:
-    shown = inventory(planted.urls, planted.store, "table")
+def test_the_table_shows_every_server_and_each_difference(servers: Servers) -> None:
+    shown = inventory(servers.urls, servers.store, "table")
 
     assert shown.returncode == 1
-    for url in planted.urls:
+    for url in servers.urls:
         assert url in shown.stdout
-    assert f"{planted.old}: flowers/1: onnxruntime 1.20.0, its training had" in shown.stdout
-    for url in (planted.urls[0], planted.urls[2]):
-        assert f"{url}: {planted.gone}: {planted.store} does not have it" in shown.stdout
-    for url in (planted.urls[1], planted.urls[3]):
+    assert f"{servers.old}: flowers/1: onnxruntime 1.20.0, its training had" in shown.stdout
+    for url in (servers.urls[0], servers.urls[2]):
+        assert f"{url}: {servers.gone}: {servers.store} does not have it" in shown.stdout
+    for url in (servers.urls[1], servers.urls[3]):
         assert f"{url}: flowers/2: its contract's purpose is empty" in shown.stdout
 
 
-def test_every_worker_is_a_replica_and_its_whole_answer_is_kept(planted: Planted) -> None:
-    made = json.loads(inventory(planted.urls, planted.store, "json").stdout)
+def test_json_has_the_full_inventory_of_every_worker(servers: Servers) -> None:
+    content = json.loads(inventory(servers.urls, servers.store, "json").stdout)
 
-    assert [one["url"] for one in made["replicas"]] == [*planted.urls, planted.urls[3]]
-    assert len({one["pid"] for one in made["replicas"]}) == 5
-    old = made["replicas"][2]
-    trained = read_contract(planted.store / "flowers" / "2").origin.environment.libraries
+    assert [replica["url"] for replica in content["replicas"]] == [*servers.urls, servers.urls[3]]
+    assert len({replica["pid"] for replica in content["replicas"]}) == 5
+    old = content["replicas"][2]
+    trained = read_contract(servers.store / "flowers" / "2").origin.environment.libraries
     assert old["model"]["other_versions"] == {
         "onnxruntime": {"trained": trained["onnxruntime"], "here": "1.20.0"}
     }
-    assert any("all that runs: onnxruntime differs" in line for line in made["disagreements"])
+    assert any("all replicas: onnxruntime differs" in line for line in content["disagreements"])
 
 
 @pytest.mark.parametrize("form", ["markdown", "html"])
-def test_the_record_can_be_kept_as_a_page(form: str, planted: Planted) -> None:
-    made = inventory(planted.urls, planted.store, form).stdout
+def test_the_inventory_can_be_saved_as_a_page(form: str, servers: Servers) -> None:
+    page = inventory(servers.urls, servers.store, form).stdout
 
     for word in ("make train", "float32[N,4]", "purpose is empty", "trained from"):
-        assert word in made
-    # Nothing from outside is needed to read it.
-    assert "http" not in made.replace("http://127.0.0.1:", "")
+        assert word in page
+    # The page loads no assets from other hosts.
+    assert "http" not in page.replace("http://127.0.0.1:", "")
 
 
-def test_vulnerabilities_and_ends_of_life_of_running_software_are_found(
-    planted: Planted, monkeypatch: pytest.MonkeyPatch
+def test_vulnerabilities_and_end_of_life_dates_of_running_software_are_reported(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A library without a known vulnerability when it was locked may have one today."""
+    """A vulnerability may become known after a library was locked and deployed."""
     numpy = metadata.version("numpy")
     with audit_services() as services:
         services.vulnerable["numpy", numpy] = {**JINJA2, "id": "PYSEC-1", "aliases": []}
         services.ends["python"] = {"3": "2020-01-01"}
         for name, value in services.environment.items():
             monkeypatch.setenv(name, value)
-        shown = json.loads(inventory(planted.urls, planted.store, "json").stdout)
+        shown = json.loads(inventory(servers.urls, servers.store, "json").stdout)
 
-    everywhere = ", ".join(planted.urls)
+    everywhere = ", ".join(servers.urls)
     python = f"{everywhere}: python {platform.python_version()}: past end of life since 2020-01-01"
     assert any(line.startswith(python) for line in shown["disagreements"])
     assert f"{everywhere}: numpy {numpy}: PYSEC-1, fixed in no version" in shown["disagreements"]
     assert any("package versions: pip-audit, osv, as of" in line for line in shown["notes"])
-    # One onnxruntime is another one than elsewhere; each version was checked.
+    # Both versions of onnxruntime were checked.
     assert {"1.20.0", metadata.version("onnxruntime")} == {
         version for name, version in services.queries if name == "onnxruntime"
     }
@@ -143,44 +143,44 @@ if [ "$1" = config ]; then echo kind; else echo '{"serverVersion": {"gitVersion"
 """
 
 
-def test_an_ended_kubernetes_is_found_where_replicas_run_in_a_cluster(
-    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_end_of_life_of_kubernetes_is_reported_if_replicas_run_in_a_cluster(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(KUBECTL)
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    outside, *_ = ask([Address.of(planted.urls[0])])[0]
+    outside, *_ = query_replicas([Address.of(servers.urls[0])])[0]
     in_cluster = replace(outside, address=replace(outside.address, track="stable"))
     with audit_services() as services:
         services.ends["kubernetes"] = {"1.33": "2026-06-28"}
         for name, value in services.environment.items():
             monkeypatch.setenv(name, value)
-        found = [known_problems([replica])[0] for replica in (outside, in_cluster)]
+        problems = [known_problems([replica])[0] for replica in (outside, in_cluster)]
 
-    assert found[0] == []
-    (line,) = found[1]
+    assert problems[0] == []
+    (line,) = problems[1]
     assert line.startswith("the cluster: kubernetes 1.33.5: past end of life since 2026-06-28")
 
 
-def test_without_the_services_of_the_audit_the_inventory_passes(
+def test_the_inventory_passes_if_the_audit_services_are_unreachable(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a cluster without internet the rest of the inventory is still true."""
+    """In a cluster without internet the rest of the inventory is still useful."""
     for name in ("PIP_AUDIT_OSV_URL", "ENDOFLIFE_URL"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with start("model_in_image", store / "iris" / "1") as server:
         url = server.wait_until_ready().url
-        made = json.loads(inventory([url], store, "json").stdout)
+        content = json.loads(inventory([url], store, "json").stdout)
 
-    assert [line for line in made["disagreements"] if "past end of life" not in line] == []
+    assert [line for line in content["disagreements"] if "past end of life" not in line] == []
     for service in ("pip-audit, osv", "http://127.0.0.1:9"):
-        assert any(line.startswith(f"not checked: {service}: ") for line in made["notes"])
+        assert any(line.startswith(f"not checked: {service}: ") for line in content["notes"])
 
 
-def test_what_agrees_passes(store: Path) -> None:
-    """Or nobody could use it in CI."""
+def test_equal_replicas_pass(store: Path) -> None:
+    """Exit status 0 makes the command usable in CI."""
     with ExitStack() as running:
         urls = [
             running.enter_context(start(mode, store / dataset / "1")).wait_until_ready().url
@@ -194,24 +194,24 @@ def test_what_agrees_passes(store: Path) -> None:
     assert "Everything agrees." in shown.stdout
 
 
-def test_a_server_that_does_not_answer_is_named(store: Path) -> None:
-    """What could not be asked has not been found in order."""
+def test_an_unreachable_server_is_reported(store: Path) -> None:
+    """An unreachable server must not pass as correct."""
     shown = inventory(["http://127.0.0.1:9"], store, "table")
 
     assert shown.returncode == 1
-    assert "http://127.0.0.1:9: no /inventory there" in shown.stdout
+    assert "http://127.0.0.1:9: cannot read /inventory" in shown.stdout
 
 
 @contextmanager
-def answering(answer: object, authorization: str | None = None) -> Iterator[str]:
-    """The address of something that is no server of this project, or an older one.
+def fake_server(response: object, authorization: str | None = None) -> Iterator[str]:
+    """Yield the URL of a server that returns this JSON to every request.
 
-    authorization: the header that it demands.
+    authorization: the value of the header that the server requires.
     """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps(answer).encode()
+            body = json.dumps(response).encode()
             self.send_response(200 if self.headers["Authorization"] == authorization else 401)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -226,32 +226,34 @@ def answering(answer: object, authorization: str | None = None) -> Iterator[str]
         server.shutdown()
 
 
-@pytest.mark.parametrize("answer", [None, [], {"pid": 1, "settings": {"workers": 1}}])
-def test_another_answer_is_named_and_loses_no_other(answer: object, planted: Planted) -> None:
-    """Mixed revisions are what the record is for."""
-    with answering(answer) as url:
-        shown = inventory([url, planted.urls[0]], planted.store, "json")
+@pytest.mark.parametrize("response", [None, [], {"pid": 1, "settings": {"workers": 1}}])
+def test_an_unexpected_response_is_reported_and_other_servers_are_listed(
+    response: object, servers: Servers
+) -> None:
+    """The inventory is needed most while different versions run side by side."""
+    with fake_server(response) as url:
+        shown = inventory([url, servers.urls[0]], servers.store, "json")
 
-    made = json.loads(shown.stdout)
-    assert [one["url"] for one in made["replicas"]] == [planted.urls[0]]
-    assert f"{url}: no /inventory there: the answer lacks " in made["disagreements"][0]
+    content = json.loads(shown.stdout)
+    assert [replica["url"] for replica in content["replicas"]] == [servers.urls[0]]
+    assert f"{url}: cannot read /inventory: the response lacks " in content["disagreements"][0]
 
 
-def test_a_worker_that_never_answers_is_missed(planted: Planted) -> None:
-    whole = json.loads(inventory([planted.urls[0]], planted.store, "json").stdout)["replicas"][0]
+def test_a_worker_that_never_answers_is_reported(servers: Servers) -> None:
+    whole = json.loads(inventory([servers.urls[0]], servers.store, "json").stdout)["replicas"][0]
     whole["settings"]["workers"] = 3
-    with answering(whole) as url:
-        made = json.loads(inventory([url], planted.store, "json").stdout)
+    with fake_server(whole) as url:
+        content = json.loads(inventory([url], servers.store, "json").stdout)
 
-    assert f"{url}: 1 of 3 workers answered" in made["disagreements"]
+    assert f"{url}: 1 of 3 workers answered" in content["disagreements"]
 
 
 @pytest.mark.parametrize("form", ["table", "json", "markdown", "html"])
-def test_a_password_in_urls_is_sent_and_never_shown(form: str, planted: Planted) -> None:
-    """The record is a page that people pass on."""
-    whole = httpx.get(f"{planted.urls[0]}/inventory").json()
+def test_a_password_in_urls_is_sent_and_never_shown(form: str, servers: Servers) -> None:
+    """The inventory is a page that people share."""
+    whole = httpx.get(f"{servers.urls[0]}/inventory").json()
     basic = f"Basic {b64encode(b'zquser:zq/zq').decode()}"
-    with answering(whole, basic) as url:
+    with fake_server(whole, basic) as url:
         host = url.removeprefix("http://")
         urls = [
             f"http://zquser:{password}@{place}"
@@ -262,7 +264,7 @@ def test_a_password_in_urls_is_sent_and_never_shown(form: str, planted: Planted)
                 ("zq/zq", host),
             )
         ]
-        shown = inventory(urls, planted.store, form)
+        shown = inventory(urls, servers.store, form)
 
     assert "zq" not in shown.stdout + shown.stderr
     assert basic not in shown.stdout + shown.stderr
@@ -272,14 +274,14 @@ def test_a_password_in_urls_is_sent_and_never_shown(form: str, planted: Planted)
         ("127.0.0.1:9", "[Errno"),
         (host, "expected http://host:port"),
     ):
-        assert f"http://…@{place}: no /inventory there: {why}" in text
-    assert "flowers" in text  # from the answer to the right password
+        assert f"http://…@{place}: cannot read /inventory: {why}" in text
+    assert "flowers" in text  # the response to the correct password
 
 
-def test_the_password_of_a_store_is_sent_and_never_shown(planted: Planted, tmp_path: Path) -> None:
+def test_the_password_of_a_store_is_sent_and_never_shown(servers: Servers, tmp_path: Path) -> None:
     with PasswordStandIn(tmp_path) as protected:
-        protected.publish(planted.store / "flowers" / "2")
-        urls = [planted.urls[0], planted.urls[1]]
+        protected.publish(servers.store / "flowers" / "2")
+        urls = [servers.urls[0], servers.urls[1]]
         stores = (protected.uri, protected.at(protected.address, "zq").uri)
         missing, refused = (inventory(urls, store, "table") for store in stores)
         rejected = inventory(urls, "s3://AKIAzq:zq@bucket", "table")
@@ -293,24 +295,23 @@ def test_the_password_of_a_store_is_sent_and_never_shown(planted: Planted, tmp_p
         assert protected.leaks(done.stdout + done.stderr) == []
 
 
-def test_without_docker_the_servers_are_asked_all_the_same(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An operator's machine needs no Docker to ask over HTTP."""
+def test_the_inventory_works_without_docker(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers are queried over HTTP; only a note about old images needs Docker."""
     monkeypatch.setenv("DOCKER", "/nowhere/docker")
     with start("model_in_image", store / "iris" / "1", IMAGE="model_in_image:1-iris-1") as server:
         url = server.wait_until_ready().url
-        made = json.loads(inventory([url], store, "json").stdout)
+        content = json.loads(inventory([url], store, "json").stdout)
 
-    assert made["replicas"][0]["image"] == "model_in_image:1-iris-1"
-    assert made["disagreements"] == []
-    assert any("`make prune` would remove was not asked: DOCKER" in line for line in made["notes"])
+    assert content["replicas"][0]["image"] == "model_in_image:1-iris-1"
+    assert content["disagreements"] == []
+    note = "which images `make prune` would remove: DOCKER"
+    assert any(note in line for line in content["notes"])
 
 
-def test_a_cluster_that_cannot_be_asked_is_no_agreement(
+def test_an_unreachable_cluster_fails_the_inventory(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without URLS it is the one to be asked, and must not pass for empty."""
+    """Without URLS the pods of the cluster are queried: unreachable must not mean empty."""
     cluster = {"name": "gone", "cluster": {"server": "https://127.0.0.1:1"}}
     context = {"name": "gone", "context": {"cluster": "gone", "user": "nobody"}}
     user = {"name": "nobody", "user": {}}
@@ -325,10 +326,10 @@ def test_a_cluster_that_cannot_be_asked_is_no_agreement(
     assert "kubectl" in shown.stderr
 
 
-def test_training_on_other_versions_is_said_at_the_start_and_in_the_metadata(
+def test_library_versions_that_differ_from_training_are_logged_and_in_the_metadata(
     store: Path, tmp_path: Path
 ) -> None:
-    """The version trap: golden rows pass today, and somebody wonders a year later."""
+    """Golden rows may pass today; when results change later, the log names the cause."""
     artifact = Path(shutil.copytree(store / "iris" / "1", tmp_path / "iris" / "1"))
     contract = read_contract(artifact)
     libraries = {**contract.origin.environment.libraries, "numpy": "1.0"}
@@ -344,5 +345,5 @@ def test_training_on_other_versions_is_said_at_the_start_and_in_the_metadata(
         wait_until(lambda: len(server.events("other_versions_than_in_training")) > 0)
 
     assert metadata["other_versions"]["numpy"]["trained"] == "1.0"
-    (said,) = server.events("other_versions_than_in_training")
-    assert said["numpy"] == metadata["other_versions"]["numpy"]
+    (event,) = server.events("other_versions_than_in_training")
+    assert event["numpy"] == metadata["other_versions"]["numpy"]
