@@ -1,4 +1,4 @@
-"""The Makefile: every variable's value reaches the program exactly as the user typed it."""
+"""The Makefile: values reach programs exactly as typed, and help documents every variable."""
 
 import json
 import os
@@ -16,15 +16,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 VARIABLES = re.findall(r"^(?:export )?([A-Z_]+) *[:?]?=", MAKEFILE, re.MULTILINE)
-TARGETS = re.findall(r"^([a-z0-9-]+):.*##", MAKEFILE, re.MULTILINE)
-# Variables that switch an option on or off: their values reach no program.
+TARGETS = re.findall(r"^([a-z0-9-]+):.*##\+? ", MAKEFILE, re.MULTILINE)
+# Targets that only experts need: they are not in `make help`.
+EXPERT_TARGETS = re.findall(r"^([a-z0-9-]+):.*##\+ ", MAKEFILE, re.MULTILINE)
+MAX_HELP_WIDTH = 100
+# Variables that switch an option on or off. Their values are not passed to programs.
 FLAGS = {"AUTO", "CHECK", "UPGRADE", "YES", "SHORT"}
 # Variables that programs read from the environment.
 ENVIRONMENT = {"DOCKER", "EVICT_IMAGE"}
 # Variables that hold several values, separated by spaces.
 LISTS = {"LOCK"}
 INSTALLED = (".venv/installed", ".venv/installed-dev")
-# Characters that mean something to make or to the shell; only `injected` may never exist.
+# Characters with a meaning for make or the shell. Interpreting them creates the file `injected`.
 NASTY = (
     'it\'s "quoted" $US $$ ${HOME} $(shell touch injected) $(touch injected) `touch injected`'
     " # 100 % a=b,c) (d; e | f & g > injected * ~ ! \\ \\n é ☃ end of line\\\nsecond\tline  "
@@ -38,7 +41,7 @@ with open({record!r}, "a", encoding="utf-8") as file:
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the Makefile whose programs only record how make starts them."""
+    """A copy of the Makefile with programs that only record their arguments and environment."""
 
     directory: Path
 
@@ -47,7 +50,7 @@ class Project:
         return self.directory / "record.jsonl"
 
     def install(self, program: str, text: str | None = None) -> Path:
-        """Write a program; without a text, one that records its arguments and environment."""
+        """Write a program; without a text it records its arguments and environment."""
         path = self.directory / program
         path.parent.mkdir(parents=True, exist_ok=True)
         recorder = RECORDER.format(python=sys.executable, record=str(self.record))
@@ -73,7 +76,7 @@ class Project:
         )
 
     def calls(self) -> list[tuple[list[str], dict[str, str]]]:
-        """Return the arguments and the environment of each program that make has started."""
+        """Return the arguments and the environment of each program that make started."""
         return [tuple(json.loads(line)) for line in self.record.read_text().splitlines()]
 
     def arguments(self) -> list[str]:
@@ -82,14 +85,15 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A project that make regards as set up."""
+    """A project whose set-up is complete for make."""
     copy = Project(tmp_path)
     shutil.copy(ROOT / "Makefile", tmp_path)
     for program in ("python", "ruff", "mypy", "uv"):
         copy.install(f".venv/bin/{program}")
     copy.install("bin/kind")
-    # The first Python that the Makefile tries: it is new enough.
+    # The Makefile searches PATH for a new enough Python and finds this program.
     copy.install("bin/python", "#!/bin/sh\n")
+    copy.install("release/make_help.py")
     for file in ("requirements.txt", "requirements-dev.txt", "tests/package-lock.json"):
         copy.install(file)
         os.utime(tmp_path / file, (0, 0))
@@ -108,14 +112,14 @@ def run(
 
 
 @pytest.mark.parametrize("where", ["command line", "environment"])
-def test_every_value_reaches_its_program_unaltered(project: Project, where: str) -> None:
-    """A new variable is covered as soon as the Makefile has it."""
-    # On the command line make itself removes the spaces before a value.
+def test_every_value_reaches_its_program_unchanged(project: Project, where: str) -> None:
+    """A variable that is added to the Makefile is covered automatically."""
+    # On the command line, make itself strips spaces before a value.
     before = "  " if where == "environment" else ""
     values = {name: f"{before}[{name}] {NASTY}" for name in VARIABLES}
     for target in TARGETS:
         run(project, target, values, where)
-    # DATA replaces DATASET, and `make serve` refuses an unknown MODE.
+    # DATA replaces DATASET, and `make serve` rejects an unknown MODE.
     others = {**values, "MODE": "model_load"}
     del others["DATA"]
     for target in ("train", "serve"):
@@ -136,15 +140,15 @@ def test_every_value_reaches_its_program_unaltered(project: Project, where: str)
         }
 
 
-def test_a_flag_is_on_with_the_value_1_alone(project: Project) -> None:
+def test_a_flag_is_on_only_with_the_value_1(project: Project) -> None:
     run(project, "canary", {"AUTO": "1"})
     run(project, "canary", {"AUTO": "0"})
 
     assert [("--auto" in arguments) for arguments, _ in project.calls()] == [True, False]
 
 
-def test_a_value_reaches_a_make_that_make_starts(project: Project) -> None:
-    """Make passes the variables of its command line on, in an encoding of its own."""
+def test_a_value_reaches_a_nested_make(project: Project) -> None:
+    """Make passes its command-line variables to a nested make in its own encoding."""
     nested = '#!/bin/sh\n[ $MAKELEVEL = 1 ] && exec make train\nexec ../recorder "$@"\n'
     recorder = project.install("recorder")
     project.install(".venv/bin/python", nested.replace("../recorder", str(recorder)))
@@ -163,8 +167,8 @@ def test_python_may_have_any_path(project: Project) -> None:
     assert project.calls()[0][0] == [f"./{program.name}", "-m", "venv", ".venv"]
 
 
-def test_images_are_loaded_into_the_cluster_of_any_name(project: Project) -> None:
-    """LOAD_IMAGE is a command: its default quotes the name of the cluster in it."""
+def test_images_are_loaded_into_a_cluster_of_any_name(project: Project) -> None:
+    """LOAD_IMAGE is a command: its default quotes the name of the cluster."""
     run(project, "deploy", {"CLUSTER": NASTY})
 
     (option,) = [word for word in project.arguments() if word.startswith("--load-image=")]
@@ -176,11 +180,11 @@ def test_images_are_loaded_into_the_cluster_of_any_name(project: Project) -> Non
     ["both", "model_load model_in_image", "%", "", NASTY],
     ids=["unknown", "two", "pattern", "empty", "nasty"],
 )
-def test_an_unknown_mode_is_refused(project: Project, mode: str) -> None:
-    done = run(project, "serve", {"MODE": mode})
+def test_an_unknown_mode_is_rejected(project: Project, mode: str) -> None:
+    result = run(project, "serve", {"MODE": mode})
 
-    assert done.returncode != 0
-    assert f"MODE: expected model_in_image or model_load, got {mode}" in done.stderr
+    assert result.returncode != 0
+    assert f"MODE: expected model_in_image or model_load, got {mode}" in result.stderr
     assert not project.record.exists()
 
 
@@ -188,16 +192,16 @@ def test_an_unknown_mode_is_refused(project: Project, mode: str) -> None:
 def test_training_records_the_purpose_and_a_command_that_repeats_it(
     project: Project, purpose: str
 ) -> None:
-    """A contract is the same after its command was pasted into a shell."""
-    real = f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} "$@"\n'
-    project.install(".venv/bin/python", real)
+    """Pasting the recorded command into a shell gives the same contract."""
+    python = f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} "$@"\n'
+    project.install(".venv/bin/python", python)
     data = project.directory / "it's $5 & more.csv"
     rows = [f"{number % 7},{number % 3},{number % 2}\n" for number in range(60)]
     data.write_text("a,b,target\n" + "".join(rows), encoding="utf-8")
 
     values = {"DATA": data.name, "TARGET": "target", "NAME": "own", "STORE": "first"}
-    done = run(project, "train", {**values, "PURPOSE": purpose, "OWNER": "Ada $AL"})
-    assert done.returncode == 0, done.stderr
+    result = run(project, "train", {**values, "PURPOSE": purpose, "OWNER": "Ada $AL"})
+    assert result.returncode == 0, result.stderr
 
     first = (project.directory / "first/own/1/contract.json").read_bytes()
     contract = json.loads(first)
@@ -207,10 +211,82 @@ def test_training_records_the_purpose_and_a_command_that_repeats_it(
     assert (project.directory / "second/own/1/contract.json").read_bytes() == first
 
 
-def test_docker_may_be_named_in_the_environment(project: Project) -> None:
-    """The other variables are not taken from there: `NAME` and `VERSION` are often set."""
+def test_docker_may_be_set_in_the_environment(project: Project) -> None:
+    """Other variables are not read from the environment: NAME and VERSION are often set there."""
     project.make("build", environment={"DOCKER": NASTY, "STORE": "elsewhere"})
 
     ((arguments, environment),) = project.calls()
     assert environment["DOCKER"] == NASTY
     assert "--store=models" in arguments
+
+
+def make_help(target: str) -> subprocess.CompletedProcess[str]:
+    """Run the help of this repository's Makefile."""
+    return subprocess.run(["make", target], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def documented(target: str) -> dict[str, str]:
+    """Return the variables in the help of a target, with their defaults."""
+    result = make_help(f"help-{target}")
+    assert result.returncode == 0, result.stderr
+    return dict(re.findall(r"^  ([A-Z_]+)=(.*)$", result.stdout, re.MULTILINE))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_variable_that_a_target_uses_is_in_its_help(project: Project, target: str) -> None:
+    """The values that make puts into the commands show which variables the target uses."""
+    values = {name: f"[{name}]" for name in VARIABLES if name not in FLAGS | {"MODE"}}
+    switches = {**dict.fromkeys(FLAGS, "1"), "MODE": "model_load"}
+    commands = ""
+    for extra in ({}, {"DATA": ""}, {"LOAD_IMAGE": "none"}):
+        assignments = {**values, **switches, **extra}
+        arguments = (f"{name}={value}" for name, value in assignments.items())
+        result = project.make("--dry-run", target, *arguments)
+        assert result.returncode == 0, result.stderr
+        commands += result.stdout
+
+    used = {name for name in VARIABLES if f"[{name}]" in commands}
+
+    assert used <= documented(target).keys() | {"PYTHON"}
+
+
+def test_every_variable_is_in_the_help_of_a_target() -> None:
+    """Flags too, which the commands do not show."""
+    names = {name for target in TARGETS for name in documented(target)}
+
+    assert set(VARIABLES) - names == set()
+
+
+def test_help_shows_defaults_with_their_references_expanded() -> None:
+    defaults = documented("deploy")
+
+    assert defaults["MODEL"] == "models/iris/1"
+    assert defaults["LOAD_IMAGE"] == "kind load docker-image --name 'inference'"
+
+
+@pytest.mark.parametrize("target", ["help", "help-all", *(f"help-{name}" for name in TARGETS)])
+def test_help_lines_are_short(target: str) -> None:
+    lines = make_help(target).stdout.splitlines()
+
+    assert lines
+    assert [line for line in lines if len(line) > MAX_HELP_WIDTH] == []
+
+
+def test_expert_targets_are_only_in_the_complete_list() -> None:
+    """A newcomer sees the targets of the first day."""
+    short, complete = (
+        set(re.findall(r"^  make ([a-z0-9-]+) ", make_help(target).stdout, re.MULTILINE))
+        for target in ("help", "help-all")
+    )
+
+    assert complete == set(TARGETS)
+    assert complete - short == set(EXPERT_TARGETS)
+
+
+@pytest.mark.parametrize("name", ["xyz", "it's", "help-deploy"])
+def test_help_of_an_unknown_target_is_an_error(name: str) -> None:
+    result = make_help(f"help-{name}")
+
+    assert result.returncode != 0
+    expected = f"make help-{name}: expected a target, got {name}. `make help-all` lists them."
+    assert expected in result.stderr

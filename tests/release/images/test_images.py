@@ -1,4 +1,4 @@
-"""The images, built and run by a real Docker: what is in them, what they weigh, how they end."""
+"""The images, built and run by a real Docker: content, size, shared layers, and shutdown."""
 
 import itertools
 import json
@@ -27,56 +27,56 @@ from tests.fakes import STAND_INS, unavailable
 from tests.fault_proxy import FaultProxy
 from tests.servers import ROWS, wait_until
 
-# One process at a time makes and removes images.
+# Only one process at a time may create and remove images.
 pytestmark = pytest.mark.xdist_group("docker")
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILES = ("Dockerfile.model_in_image", "Dockerfile.model_load")
-# As a cluster runs them.
+# The restrictions of the pods in a cluster.
 CONFINED = (
     "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges",
     "--memory=128m", "--memory-swap=128m", "--cpus=0.5",
 )  # fmt: skip
-LARGEST = 165_000_000
-LARGEST_TRANSFER = 60_000_000
-LARGEST_BESIDE_A_MODEL = 10_000
+MAX_BYTES = 165_000_000
+MAX_TRANSFER_BYTES = 60_000_000
+MAX_BYTES_BESIDE_MODEL = 10_000
 CLIENTS = 8
 MODEL = ("--model=models/iris/1", "--store=models")
-# The instruction that removes pip.
-MARKS = "RUN /bin/sh -c rm -rf /usr"
+# The instruction that removes pip. Docker writes the date into its layer.
+DATED_INSTRUCTION = "RUN /bin/sh -c rm -rf /usr"
 
 
 @dataclass(frozen=True)
 class Images:
-    """What `make build` and `make build-model` made, in a folder like this repository."""
+    """The images of `make build` and `make build-model`, and the folder that they were built in."""
 
     directory: Path
     tag: str
-    printed: str
+    output: str  # of `make build`
     model_in_image: str
     model_load: str
     model: str
 
     def layers(self) -> dict[str, list[Layer]]:
-        """The layers of each."""
+        """Return the layers of each image."""
         return {
             name: image_layers(name) for name in (self.model_in_image, self.model_load, self.model)
         }
 
 
 def context(directory: Path, store: Path) -> Path:
-    """A copy of what images are made of, with a model store."""
+    """Copy the files that the images are built from, and a model store, into a directory."""
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("artifact", "serving", "model_in_image", "model_load"):
         shutil.copytree(ROOT / name, directory / name, ignore=ignored)
-    for name in (*DOCKERFILES, ".dockerignore"):
+    for name in (*DOCKERFILES, ".dockerignore", "build_layers.sh"):
         shutil.copy(ROOT / name, directory / name)
     shutil.copytree(store, directory / "models")
     return directory
 
 
 def release(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m release …` there, as make does."""
+    """Run `python -m release …` in a directory, as make does."""
     return subprocess.run(
         [sys.executable, "-m", "release", *arguments],
         cwd=directory,
@@ -88,7 +88,7 @@ def release(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def build(directory: Path, tag: str) -> str:
-    """Build both images there, and return what that printed."""
+    """Build both images and return the output of the command."""
     options = (f"--registry=127.0.0.1/{tag}", f"--image-tag={tag}")
     built = release(directory, "build", *MODEL, *options)
     assert built.returncode == 0, built.stderr
@@ -97,27 +97,27 @@ def build(directory: Path, tag: str) -> str:
 
 @pytest.fixture(scope="session")
 def images(engine: None, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
-    """Both images and the data image, as make builds them."""
+    """The image of each mode and the model image, as make builds them."""
     del engine
     directory, tag = context(tmp_path_factory.mktemp("context"), store), f"test-{os.getpid()}"
-    printed = build(directory, tag)
+    output = build(directory, tag)
     data = release(directory, "build-model", *MODEL, f"--registry=127.0.0.1/{tag}")
     assert data.returncode == 0, data.stderr
-    made = Images(
+    images = Images(
         directory,
         tag,
-        printed,
+        output,
         f"127.0.0.1/{tag}/model_in_image:{tag}-iris-1",
         f"127.0.0.1/{tag}/model_load:{tag}",
         f"127.0.0.1/{tag}/model:iris-1",
     )
-    yield made
-    docker("rmi", made.model_in_image, made.model_load, made.model)
+    yield images
+    docker("rmi", images.model_in_image, images.model_load, images.model)
 
 
 @pytest.fixture(scope="session")
 def volume(store: Path) -> Iterator[str]:
-    """The option that mounts a model store, which another user than root may read."""
+    """The docker option that mounts a model store that the server's user may read."""
     with tempfile.TemporaryDirectory() as directory:
         models = Path(shutil.copytree(store, Path(directory) / "models"))
         for folder in (models.parent, models):
@@ -127,7 +127,7 @@ def volume(store: Path) -> Iterator[str]:
 
 @contextmanager
 def running(image: str, *options: str) -> Iterator[tuple[str, str]]:
-    """A confined container of an image that is ready: its name and its address."""
+    """Run an image with restrictions until it is ready; yield the container's name and URL."""
     name = docker("run", "--detach", "--publish=127.0.0.1:0:8000", *CONFINED, *options, image)
     name = name.strip()
     try:
@@ -152,24 +152,24 @@ def is_ready(client: httpx.Client) -> bool:
 
 
 def inside(image: str, *command: str) -> str:
-    """What a command prints in a container of an image."""
+    """Run a command in a container of an image and return its output."""
     first, *rest = command
     return docker("run", "--rm", "--network=none", f"--entrypoint={first}", image, *rest)
 
 
-# Run in a container: prints what should not be there.
-LOOK_AROUND = """
+# Runs in a container and prints the files that an image should not contain.
+FIND_UNWANTED_FILES = """
 import importlib.util, json, os, shutil, subprocess
 from pathlib import Path
 
 modules = ["pip", "setuptools", "sklearn", "skl2onnx", "onnx", "pytest", "httpx", "rich", "training"]
 find = f"import importlib.util as u; print([m for m in {modules} if u.find_spec(m)] or '')"
-ask = ["/usr/local/bin/python", "-c", find]
+command = ["/usr/local/bin/python", "-c", find]
 ours = [path for top in ("/opt/venv", "/app") for path in Path(top).rglob("*")]
 compiled = {(path.parent.parent, path.name.split(".")[0]) for path in ours if path.suffix == ".pyc"}
 print(json.dumps({
     "modules": [name for name in modules if importlib.util.find_spec(name)],
-    "of the base": subprocess.check_output(ask, text=True).split(),
+    "modules of the base image": subprocess.check_output(command, text=True).split(),
     "commands": [name for name in ("gcc", "cc", "make", "strip", "pip", "git") if shutil.which(name)],
     "uncompiled": [
         str(path) for path in ours
@@ -189,50 +189,54 @@ print(json.dumps({
 
 
 def common(dockerfile: str) -> str:
-    """The part of a Dockerfile that both have."""
+    """Return the part of a Dockerfile that must be the same in both."""
     text = (ROOT / dockerfile).read_text(encoding="utf-8")
-    return text[: text.index("# ---- What only this image has.")].split("\nARG", 1)[1]
+    return text[: text.index("# ---- Only in this image.")].split("\nARG", 1)[1]
 
 
-def test_both_dockerfiles_begin_alike() -> None:
-    """Or the images would share no layers, and a fix would be made in one of them."""
+def test_both_dockerfiles_have_the_same_first_stages() -> None:
+    """Different instructions would build different layers, which images cannot share."""
     assert common(DOCKERFILES[0]) == common(DOCKERFILES[1])
     assert "AS server" in common(DOCKERFILES[0])
 
 
-def test_a_model_that_the_store_does_not_hold_is_refused(
+def test_a_model_that_the_store_does_not_hold_is_rejected(
     artifact: Path, store: Path, tmp_path: Path
 ) -> None:
-    """An image is thrown away one day; the model that was in it must not be."""
+    """Images get deleted, so the store must have the original."""
     (tmp_path / "empty").mkdir()
     model = Path(shutil.copytree(artifact, tmp_path / "models" / "iris" / "1"))
     contract = read_contract(model)
     changed = contract.model_copy(update={"purpose": "another"})
     (model / CONTRACT_FILE).write_text(changed.to_json())
     for held_by in (store, tmp_path / "empty"):
-        refused = release(
+        rejected = release(
             tmp_path, "build", "--model=models/iris/1", f"--store={held_by}", "--image-tag=none"
         )
 
-        assert refused.returncode == 1
-        assert f"STORE: {held_by} does not hold iris/1 as it is in models/iris/1" in refused.stderr
+        assert rejected.returncode == 1
+        assert (
+            f"STORE: {held_by} does not hold iris/1 with the same contract.json" in rejected.stderr
+        )
 
 
-def test_a_model_that_docker_is_not_sent_is_refused(artifact: Path, tmp_path: Path) -> None:
-    """Docker's own words would be of a cache key."""
-    refused = release(tmp_path, "build", f"--model={artifact}", f"--store={artifact.parent.parent}")
+def test_a_model_outside_the_build_context_is_rejected(artifact: Path, tmp_path: Path) -> None:
+    """Docker's own message would be about a cache key, not about the model."""
+    rejected = release(
+        tmp_path, "build", f"--model={artifact}", f"--store={artifact.parent.parent}"
+    )
 
-    assert refused.returncode == 1
-    assert f"MODEL: expected a version below {tmp_path}/models" in refused.stderr
-
-
-def digests(made: list[Layer]) -> list[str]:
-    """Layers by content, but for the marks of what was removed: Docker dates those."""
-    return [one.digest for one in made if not one.created_by.startswith(MARKS)]
+    assert rejected.returncode == 1
+    assert f"MODEL: expected a version below {tmp_path}/models" in rejected.stderr
 
 
-def test_the_images_share_all_layers_but_their_own(images: Images) -> None:
-    """N models cost one image and N small layers."""
+def digests(image: list[Layer]) -> list[str]:
+    """Return the digests of the layers, except of the layer that contains a date."""
+    return [layer.digest for layer in image if not layer.created_by.startswith(DATED_INSTRUCTION)]
+
+
+def test_the_images_share_all_layers_except_mode_and_model(images: Images) -> None:
+    """Images of many models need the disk space of one image and one small layer per model."""
     made = images.layers()
     *shared, _, model = digests(made[images.model_in_image])
     *also_shared, _ = digests(made[images.model_load])
@@ -245,21 +249,21 @@ def test_the_images_share_all_layers_but_their_own(images: Images) -> None:
 def test_the_images_are_small(
     images: Images, record_property: Callable[[str, object], None]
 ) -> None:
-    """The base, the libraries, and next to nothing."""
+    """Beside the base image, nearly all bytes are the libraries."""
     made = images.layers()
     artifact = images.directory / "models" / "iris" / "1"
     model = sum((artifact / file).stat().st_size for file in (MODEL_FILE, CONTRACT_FILE))
     for tag in (images.model_in_image, images.model_load):
-        first = next(i for i, one in enumerate(made[tag]) if "/layers/" in one.created_by)
-        size = sum(one.size_bytes for one in made[tag][first:])
+        first = next(i for i, layer in enumerate(made[tag]) if "/layers/" in layer.created_by)
+        size = sum(layer.size_bytes for layer in made[tag][first:])
         record_property("figure", f"{tag.rpartition('/')[2]}: base + {size / 1e6:.1f} MB")
-        assert size <= LARGEST
-    assert made[images.model_in_image][-1].size_bytes <= model + LARGEST_BESIDE_A_MODEL
+        assert size <= MAX_BYTES
+    assert made[images.model_in_image][-1].size_bytes <= model + MAX_BYTES_BESIDE_MODEL
 
 
-def test_the_build_prints_what_a_node_transfers(images: Images) -> None:
+def test_the_build_prints_the_bytes_that_a_node_transfers(images: Images) -> None:
     for word in ("libraries", "before compression", "next model", "next server", "built in"):
-        assert word in images.printed
+        assert word in images.output
 
 
 REGISTRY = """
@@ -271,7 +275,7 @@ http: {{addr: "127.0.0.1:0"}}
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    """The address of a registry on loopback, which is empty."""
+    """The address of an empty registry on loopback."""
     program = shutil.which("docker-registry")
     if program is None:
         unavailable("needs docker-registry: apt-get install docker-registry")
@@ -286,10 +290,10 @@ def registry(tmp_path: Path) -> Iterator[str]:
             server.terminate()
 
 
-def test_the_transfer_of_a_pushed_image_is_the_registrys(
+def test_the_compressed_size_of_a_pushed_image_comes_from_the_registry(
     images: Images, registry: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """A registry compresses layers; only it knows to how many bytes."""
+    """Layers are compressed for the registry; only the registry knows the compressed size."""
     names = (images.model_in_image, images.model_load)
     pushed = [f"{registry}/{name.rpartition('/')[2]}" for name in names]
     try:
@@ -297,11 +301,11 @@ def test_the_transfer_of_a_pushed_image_is_the_registrys(
             docker("tag", name, there)
             docker("push", "--quiet", there)
             made = image_layers(name)
-            first = next(i for i, one in enumerate(made) if "/layers/" in one.created_by)
-            transfer = sum(one.transfer_bytes or 0 for one in made[first:])
+            first = next(i for i, layer in enumerate(made) if "/layers/" in layer.created_by)
+            transfer = sum(layer.transfer_bytes or 0 for layer in made[first:])
             record_property("figure", f"{there}: base + {transfer / 1e6:.1f} MB compressed")
-            assert 1_000_000 < transfer <= LARGEST_TRANSFER
-            assert all(one.transfer_bytes for one in made)
+            assert 1_000_000 < transfer <= MAX_TRANSFER_BYTES
+            assert all(layer.transfer_bytes for layer in made)
         again = build(images.directory, images.tag)
     finally:
         docker("rmi", *pushed)
@@ -310,7 +314,7 @@ def test_the_transfer_of_a_pushed_image_is_the_registrys(
     assert "before compression" not in again
 
 
-# Docker with BuildKit's attestations, as it answers for an image that was pushed.
+# A fake docker that answers as for a pushed image with BuildKit's attestations.
 PUSHED_INDEX = """
 import json, sys
 index = {"manifests": [
@@ -333,7 +337,7 @@ match sys.argv[1:]:
 """
 
 
-def test_the_transfer_is_that_of_the_image_not_of_its_attestation(
+def test_the_compressed_size_is_of_the_image_not_of_its_attestation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "docker"
@@ -345,7 +349,7 @@ def test_the_transfer_is_that_of_the_image_not_of_its_attestation(
 
 
 def test_the_same_content_is_the_same_layer(images: Images, store: Path, tmp_path: Path) -> None:
-    """Whoever builds it, and whenever: a node transfers what changed and nothing else."""
+    """On every machine and at every time: a node then transfers only layers that changed."""
     again = context(tmp_path / "again", store)
     for path in again.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
@@ -361,16 +365,16 @@ def test_the_same_content_is_the_same_layer(images: Images, store: Path, tmp_pat
         docker("rmi", tag)
 
     assert digests(first) == digests(second)
-    (marks,) = (one for one in first if one.created_by.startswith(MARKS))
-    assert marks.size_bytes < 1000
+    (dated,) = (layer for layer in first if layer.created_by.startswith(DATED_INSTRUCTION))
+    assert dated.size_bytes < 1000
 
 
-def test_nothing_is_in_an_image_that_the_server_does_not_need(images: Images) -> None:
-    """What is not there cannot be attacked, and need not be transferred."""
+def test_the_images_contain_only_files_that_the_server_needs(images: Images) -> None:
+    """Missing files cannot be attacked and need no transfer."""
     for image in (images.model_in_image, images.model_load):
-        found = json.loads(inside(image, "python", "-c", LOOK_AROUND))
+        found = json.loads(inside(image, "python", "-c", FIND_UNWANTED_FILES))
 
-        assert found["modules"] == found["of the base"] == []
+        assert found["modules"] == found["modules of the base image"] == []
         assert found["commands"] == []
         assert found["uncompiled"] == []
         assert found["unwanted"] == []
@@ -414,7 +418,7 @@ def test_the_data_image_is_the_artifact(images: Images) -> None:
 
 
 def test_a_bad_artifact_stops_the_build(images: Images, artifact: Path) -> None:
-    """What does not fit this server must be known before it is an image."""
+    """A model that this server cannot serve must fail at build time, not at start-up."""
     bad = images.directory / "models" / "bad" / "1"
     shutil.copytree(artifact, bad, dirs_exist_ok=True)
     contract = read_contract(bad)
@@ -430,8 +434,8 @@ def test_a_bad_artifact_stops_the_build(images: Images, artifact: Path) -> None:
         )  # fmt: skip
 
 
-def test_both_run_confined(images: Images, volume: str) -> None:
-    """Read-only, without rights, with little memory and half a core."""
+def test_both_images_run_with_the_restrictions_of_a_cluster(images: Images, volume: str) -> None:
+    """Read-only, without capabilities, with 128 MB of memory and half a core."""
     for image, options in (
         (images.model_in_image, []),
         (images.model_load, [volume, "--env=MODEL_URI=/models/iris/1"]),
@@ -451,7 +455,7 @@ def test_both_run_confined(images: Images, volume: str) -> None:
 def test_a_container_pulls_from_a_bucket_on_its_network(
     images: Images, artifact: Path, tmp_path: Path
 ) -> None:
-    """With credentials in its environment and a place to write, and nothing else."""
+    """Credentials in the environment and a writable /tmp are enough."""
     gateway = docker("network", "inspect", "bridge", "--format={{(index .IPAM.Config 0).Gateway}}")
     gateway = gateway.strip() or "172.17.0.1"
     (tmp_path / "store").mkdir()
@@ -470,8 +474,8 @@ def test_a_container_pulls_from_a_bucket_on_its_network(
     assert answer.headers["model-sha256"] == sha256_of(artifact / MODEL_FILE)
 
 
-def ask_until_told_to_go(url: str, began: threading.Barrier, answers: list[httpx.Response]) -> None:
-    """Predict over one connection until the server says that it closes."""
+def predict_until_closed(url: str, began: threading.Barrier, answers: list[httpx.Response]) -> None:
+    """Send predictions over one connection until the server closes it."""
     with httpx.Client(base_url=url, timeout=30) as client:
         for number in itertools.count():
             answers.append(client.post("/predict", json={"data": ROWS}))
@@ -483,22 +487,22 @@ def ask_until_told_to_go(url: str, began: threading.Barrier, answers: list[httpx
 
 @pytest.mark.parametrize("mode", ["model_in_image", "model_load"])
 def test_term_under_load_loses_no_request(mode: str, images: Images, volume: str) -> None:
-    """A rolling update ends a container a moment after its last request came."""
+    """A rolling update stops a container shortly after its last request."""
     options = [volume, "--env=MODEL_URI=/models/iris/1"] if mode == "model_load" else []
     answers: list[list[httpx.Response]] = [[] for _ in range(CLIENTS)]
     began = threading.Barrier(CLIENTS + 1)
     with running(getattr(images, mode), *options, "--env=DRAIN_SECONDS=10") as (name, url):
-        asking = [
-            threading.Thread(target=ask_until_told_to_go, args=(url, began, own)) for own in answers
+        clients = [
+            threading.Thread(target=predict_until_closed, args=(url, began, own)) for own in answers
         ]
-        for one in asking:
-            one.start()
+        for client in clients:
+            client.start()
         began.wait(30)
 
         docker("stop", "--time=10", name)
 
-        for one in asking:
-            one.join(30)
+        for client in clients:
+            client.join(30)
         status = docker("inspect", "--format={{.State.ExitCode}}", name).strip()
 
     assert status == "0"
@@ -506,11 +510,11 @@ def test_term_under_load_loses_no_request(mode: str, images: Images, volume: str
     assert all(own[-1].headers["connection"] == "close" for own in answers)
 
 
-def test_the_bill_of_materials_is_what_is_there(images: Images, tmp_path: Path) -> None:
-    asked = ("--model=models/iris/1", "--store=models", f"--registry=127.0.0.1/{images.tag}")
+def test_the_sbom_lists_the_software_in_the_image(images: Images, tmp_path: Path) -> None:
+    options = ("--model=models/iris/1", "--store=models", f"--registry=127.0.0.1/{images.tag}")
 
     made = release(
-        images.directory, "sbom", *asked, f"--image-tag={images.tag}", f"--to={tmp_path}"
+        images.directory, "sbom", *options, f"--image-tag={images.tag}", f"--to={tmp_path}"
     )
 
     assert made.returncode == 0, made.stderr
@@ -518,7 +522,7 @@ def test_the_bill_of_materials_is_what_is_there(images: Images, tmp_path: Path) 
     named = {component["name"]: component for component in of_image["components"]}
     assert named["onnxruntime"]["purl"].startswith("pkg:pypi/onnxruntime@")
     assert named["libc6"]["purl"].startswith("pkg:deb/debian/libc6@")
-    # Scanners take the advisories of this release of Debian.
+    # Scanners need the qualifier to choose the advisories of this Debian release.
     assert re.search(r"\?distro=debian-\d+$", named["libc6"]["purl"])
     assert named["iris"]["hashes"][0]["content"] == sha256_of(
         images.directory / "models" / "iris" / "1" / MODEL_FILE
