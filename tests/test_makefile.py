@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from release import make_help
+
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 VARIABLES = re.findall(r"^(?:export )?([A-Z_]+) *[:?]?=", MAKEFILE, re.MULTILINE)
@@ -220,16 +222,15 @@ def test_docker_may_be_set_in_the_environment(project: Project) -> None:
     assert "--store=models" in arguments
 
 
-def make_help(target: str) -> subprocess.CompletedProcess[str]:
-    """Run the help of this repository's Makefile."""
+def make(target: str) -> subprocess.CompletedProcess[str]:
+    """Run a target of this repository's Makefile."""
     return subprocess.run(["make", target], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def documented(target: str) -> dict[str, str]:
     """Return the variables in the help of a target, with their defaults."""
-    result = make_help(f"help-{target}")
-    assert result.returncode == 0, result.stderr
-    return dict(re.findall(r"^  ([A-Z_]+)=(.*)$", result.stdout, re.MULTILINE))
+    text = make_help.Makefile(MAKEFILE).describe(target)
+    return dict(re.findall(r"^  ([A-Z_]+)=(.*)$", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -237,17 +238,16 @@ def test_every_variable_that_a_target_uses_is_in_its_help(project: Project, targ
     """The values that make puts into the commands show which variables the target uses."""
     values = {name: f"[{name}]" for name in VARIABLES if name not in FLAGS | {"MODE"}}
     switches = {**dict.fromkeys(FLAGS, "1"), "MODE": "model_load"}
-    commands = ""
-    for extra in ({}, {"DATA": ""}, {"LOAD_IMAGE": "none"}):
-        assignments = {**values, **switches, **extra}
-        arguments = (f"{name}={value}" for name, value in assignments.items())
-        result = project.make("--dry-run", target, *arguments)
-        assert result.returncode == 0, result.stderr
-        commands += result.stdout
+    # DATA replaces DATASET, and the default of LOAD_IMAGE contains CLUSTER.
+    for unset in (set(), {"DATA", "LOAD_IMAGE"}):
+        arguments = [
+            f"{name}={value}" for name, value in {**values, **switches}.items() if name not in unset
+        ]
+        commands = project.make("--dry-run", target, *arguments).stdout
 
-    used = {name for name in VARIABLES if f"[{name}]" in commands}
+        used = {name for name in VARIABLES if f"[{name}]" in commands}
 
-    assert used <= documented(target).keys() | {"PYTHON"}
+        assert used <= documented(target).keys()
 
 
 def test_every_variable_is_in_the_help_of_a_target() -> None:
@@ -257,25 +257,26 @@ def test_every_variable_is_in_the_help_of_a_target() -> None:
     assert set(VARIABLES) - names == set()
 
 
-def test_help_shows_defaults_with_their_references_expanded() -> None:
-    defaults = documented("deploy")
+def test_help_of_a_target_shows_its_variables_with_defaults_and_meanings() -> None:
+    lines = make("help-deploy").stdout.splitlines()
 
-    assert defaults["MODEL"] == "models/iris/1"
-    assert defaults["LOAD_IMAGE"] == "kind load docker-image --name 'inference'"
+    assert lines[0].startswith("make deploy: ")
+    assert lines[lines.index("  MODEL=models/iris/1") + 1].startswith("      artifact directory")
+    assert "  LOAD_IMAGE=kind load docker-image --name 'inference'" in lines
 
 
-@pytest.mark.parametrize("target", ["help", "help-all", *(f"help-{name}" for name in TARGETS)])
-def test_help_lines_are_short(target: str) -> None:
-    lines = make_help(target).stdout.splitlines()
+def test_help_lines_are_short() -> None:
+    lists = [make(target).stdout for target in ("help", "help-all")]
+    targets = [make_help.Makefile(MAKEFILE).describe(target) for target in TARGETS]
+    lines = "\n".join([*lists, *targets]).splitlines()
 
-    assert lines
     assert [line for line in lines if len(line) > MAX_HELP_WIDTH] == []
 
 
 def test_expert_targets_are_only_in_the_complete_list() -> None:
     """A newcomer sees the targets of the first day."""
     short, complete = (
-        set(re.findall(r"^  make ([a-z0-9-]+) ", make_help(target).stdout, re.MULTILINE))
+        set(re.findall(r"^  make ([a-z0-9-]+) ", make(target).stdout, re.MULTILINE))
         for target in ("help", "help-all")
     )
 
@@ -283,9 +284,9 @@ def test_expert_targets_are_only_in_the_complete_list() -> None:
     assert complete - short == set(EXPERT_TARGETS)
 
 
-@pytest.mark.parametrize("name", ["xyz", "it's", "help-deploy"])
+@pytest.mark.parametrize("name", ["xyz", "it's"])
 def test_help_of_an_unknown_target_is_an_error(name: str) -> None:
-    result = make_help(f"help-{name}")
+    result = make(f"help-{name}")
 
     assert result.returncode != 0
     expected = f"make help-{name}: expected a target, got {name}. `make help-all` lists them."

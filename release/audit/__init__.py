@@ -1,1 +1,1 @@
-"""Check locked packages, end-of-life dates and images for known problems: `make audit`."""
+"""Check locks, images, and the cluster for vulnerabilities and end-of-life dates: `make audit`."""

@@ -1,21 +1,20 @@
-"""What the checks of the audit have in common: their input, their result, running a program."""
+"""The types that all checks of the audit share, and a function to run a program."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Name and version, and where they are used: files, or addresses of servers.
-Pin = tuple[str, str]
-Pins = Mapping[Pin, Sequence[str]]
+Pin = tuple[str, str]  # a name and a version
+Pins = Mapping[Pin, Sequence[str]]  # the files, or addresses of servers, that use each version
 
 
 class AuditError(Exception):
-    """A file, a program or a service is not what the audit needs."""
+    """A file is invalid, or a program or a service failed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A known vulnerability, or an end of life."""
+    """A known vulnerability or a passed end-of-life date."""
 
     name: str
     version: str
@@ -29,19 +28,19 @@ class Check:
 
     findings: list[Finding]
     notes: list[str]  # what was checked, with which service, as of when
-    unchecked: list[str]  # what a service did not answer, and why
+    unchecked: list[str]  # checks that could not run, and why
 
     def __add__(self, other: "Check") -> "Check":
-        """Return both results as one."""
+        """Return the combined result."""
         findings, notes = self.findings + other.findings, self.notes + other.notes
         return Check(findings, notes, self.unchecked + other.unchecked)
 
 
 def run(command: list[str], seconds: float, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a program. Raises AuditError if it takes longer than some seconds."""
+    """Run a program. Raises AuditError after a timeout."""
     try:
-        return subprocess.run(  # noqa: S603 - pip-audit, or a scanner on the user's PATH
+        return subprocess.run(  # noqa: S603 - pip-audit, or a scanner from PATH
             command, input=stdin, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        raise AuditError(f"no answer within {seconds:g} s") from None
+        raise AuditError(f"no result within {seconds:g} s") from None

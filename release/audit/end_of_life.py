@@ -1,6 +1,6 @@
-"""Ends of life of Python, Debian, Kubernetes and NumPy, from endoflife.date.
+"""Check end-of-life dates of Python, Debian, Kubernetes, and NumPy with endoflife.date.
 
-If that service fails, the dates are those of TABLE.
+If that service fails, the dates of TABLE are used and the check is reported as incomplete.
 """
 
 import datetime as dt
@@ -13,10 +13,10 @@ import httpx
 from release.audit.check import Check, Finding, Pins
 
 _REQUEST_SECONDS = 5
-_UNEXPECTED = (ValueError, LookupError, TypeError, AttributeError)  # of JSON in another format
+_WRONG_FORMAT = (ValueError, LookupError, TypeError, AttributeError)  # from unexpected JSON
 
-# The last day of support by release. Typed from endoflife.date's records of TABLE_DATE; each
-# comment names the page that they cite. Of the locked libraries they have dates of numpy only.
+# The last day of support by release, copied from endoflife.date on TABLE_DATE. Each comment has the
+# source that endoflife.date cites. Of the locked libraries it knows NumPy only.
 TABLE_DATE = "2026-08-22"
 TABLE = {
     # https://devguide.python.org/versions/
@@ -34,25 +34,25 @@ TABLE = {
 
 
 def check(platforms: Pins, packages: Pins) -> Check:
-    """Check Python, Debian, Kubernetes and packages. ENDOFLIFE_URL is the API's URL."""
+    """Check platforms and packages. ENDOFLIFE_URL in the environment replaces the service's URL."""
     url = os.environ.get("ENDOFLIFE_URL", "https://endoflife.date/api/v1")
     libraries = {pin: where for pin, where in packages.items() if pin[0] == "numpy"}
     versions = {**platforms, **libraries}
     try:
         days = {product: _fetch(url, product) for product in {name for name, _ in versions}}
         return _check(versions, days, url)
-    except (httpx.HTTPError, httpx.InvalidURL, *_UNEXPECTED) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, *_WRONG_FORMAT) as error:
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     result = _check(versions, TABLE, f"the table of {TABLE_DATE} in release/audit/end_of_life.py")
-    result.unchecked.append(f"{url}: no usable answer: {problem}")
+    result.unchecked.append(f"{url}: no usable response: {problem}")
     return result
 
 
 def _fetch(url: str, product: str) -> dict[str, str]:
     """Return the last day of support by release and by code name, as in TABLE."""
     page = f"{url}/products/{product}/"
-    answer = httpx.get(page, timeout=_REQUEST_SECONDS, follow_redirects=True).raise_for_status()
-    releases = answer.json()["result"]["releases"]
+    response = httpx.get(page, timeout=_REQUEST_SECONDS, follow_redirects=True).raise_for_status()
+    releases = response.json()["result"]["releases"]
     ends = {release["name"]: _last_day(release) for release in releases}
     return ends | {str(release["codename"]).lower(): _last_day(release) for release in releases}
 
@@ -70,8 +70,8 @@ def _check(versions: Pins, days: Mapping[str, Mapping[str, str]], source: str) -
         if not releases:
             result.unchecked.append(f"{source}: no date of {product} {version}")
         elif (day := days[product][releases[0]]) < today:
-            problem = f"past end of life since {day}, says {source}"
+            problem = f"past end of life since {day}, source: {source}"
             result.findings.append(Finding(product, version, problem, where))
         else:
-            result.notes.append(f"{product} {version}: supported until {day}, says {source}")
+            result.notes.append(f"{product} {version}: supported until {day}, source: {source}")
     return result

@@ -1,4 +1,4 @@
-"""Known vulnerabilities in images: a scanner reads the SBOMs that `make sbom` writes."""
+"""Check images for vulnerabilities: a scanner reads the SBOMs that `make sbom` writes."""
 
 import json
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 from release.audit.check import AuditError, Check, Finding, run
 
 _SECONDS = 600  # the first scan downloads the scanner's database
-# The first on PATH is used; all write SARIF. Vulnerabilities without a fix are left out (except by
-# osv-scanner, which has no option for it): a base image has dozens, and no update removes them.
+# The first scanner on PATH is used; all write SARIF. Vulnerabilities without a fix are excluded: a
+# base image has dozens, and no update removes them. osv-scanner has no option to exclude them.
 _SCANNERS = (
     ("grype", "--quiet", "--only-fixed", "--output=sarif", "sbom:{}"),
     ("trivy", "sbom", "--quiet", "--ignore-unfixed", "--format=sarif", "{}"),
@@ -18,8 +18,8 @@ _SCANNERS = (
 
 
 def check() -> Check:
-    """Check the images whose SBOMs exist. Without a scanner or an SBOM this is only a note."""
-    scanner = next((each for each in _SCANNERS if shutil.which(each[0])), None)
+    """Check the images that have an SBOM. A missing scanner or SBOM is only a note."""
+    scanner = next((command for command in _SCANNERS if shutil.which(command[0])), None)
     sboms = sorted(Path("sbom").glob("*.cdx.json"))
     if scanner is None or not sboms:
         reason = "no SBOM, `make sbom` writes them" if scanner else "no scanner installed"
@@ -35,7 +35,7 @@ def check() -> Check:
 
 def _scan(scanner: Sequence[str], sbom: Path) -> list[Finding]:
     done = run([word.format(sbom) for word in scanner], _SECONDS)
-    if done.returncode not in (0, 1) or not done.stdout:  # 1: osv-scanner found vulnerabilities
+    if done.returncode not in (0, 1) or not done.stdout:  # 1: vulnerabilities (osv-scanner)
         raise AuditError(f"exit status {done.returncode}: {done.stderr.strip()[-200:]}")
     results = [hit for run in json.loads(done.stdout)["runs"] for hit in run["results"] or ()]
     texts = {f"{hit['ruleId']}: {' '.join(hit['message']['text'].split())}" for hit in results}

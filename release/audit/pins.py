@@ -1,4 +1,4 @@
-"""The versions that locks and Dockerfiles name."""
+"""Read the pinned versions of lock files and the base images of the Dockerfiles."""
 
 import re
 from collections.abc import Iterable
@@ -11,15 +11,15 @@ LOCKS = (Path("serving/requirements.txt"), Path("requirements.txt"), Path("requi
 DOCKERFILES = (Path("Dockerfile.model_in_image"), Path("Dockerfile.model_load"))
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(\[[^]]*\])?==(?P<version>[\w.!+-]+)( *;.*)?")
 _HASH_OR_COMMENT = re.compile(r"\s--hash=\S+|(^|\s)#.*")
-# Other options, such as `-r other.txt`, name packages, which must not be missed.
+# Other options, such as `-r other.txt`, are errors: their packages would not be checked.
 _INDEX_OPTION = re.compile(r"-i |--(index-url|extra-index-url|find-links|trusted-host)\b")
 _BASE = re.compile(r"\nARG BASE_IMAGE=\S*\bpython:(?P<python>[\d.]+)-(slim-)?(?P<debian>[a-z]+)")
 
 
 def locked(paths: Iterable[Path]) -> dict[Pin, list[str]]:
-    """Return the versions that locks pin, and the locks of each. Raises AuditError and OSError.
+    """Return the pinned versions and their lock files. Raises AuditError and OSError.
 
-    Markers are ignored: a lock is for every platform, and the audit runs on one.
+    Environment markers are ignored: a lock file covers every platform, not only this machine's.
     """
     pins: dict[Pin, list[str]] = {}
     for path in paths:
@@ -29,12 +29,14 @@ def locked(paths: Iterable[Path]) -> dict[Pin, list[str]]:
 
 
 def base_images() -> dict[Pin, list[str]]:
-    """Return the Python and Debian of the base images. Raises AuditError and OSError."""
+    """Return the versions of Python and Debian in the base images. Raises AuditError, OSError."""
     pins: dict[Pin, list[str]] = {}
     for path in DOCKERFILES:
         base = _BASE.search("\n" + path.read_text(encoding="utf-8"))
         if base is None:
-            raise AuditError(f"{path}: expected ARG BASE_IMAGE=python:3.13-slim-trixie or the like")
+            raise AuditError(
+                f"{path}: expected a line such as ARG BASE_IMAGE=python:3.13-slim-trixie"
+            )
         for pin in base.groupdict().items():
             pins.setdefault(pin, []).append(str(path))
     return pins
@@ -44,7 +46,7 @@ def _pins(path: Path) -> set[Pin]:
     text = path.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ")
     lines = {_HASH_OR_COMMENT.sub("", line).strip() for line in text.splitlines()} - {""}
     pins = {line: _PIN.fullmatch(line) for line in lines if not _INDEX_OPTION.match(line)}
-    wrong = sorted(line for line, pin in pins.items() if pin is None)
-    if wrong or not pins:
-        raise AuditError(f"LOCK: {path}: expected only lines such as numpy==2.4.6, got {wrong}")
+    invalid = sorted(line for line, pin in pins.items() if pin is None)
+    if invalid or not pins:
+        raise AuditError(f"LOCK: {path}: expected only lines such as numpy==2.4.6, got {invalid}")
     return {(normalized(pin["name"]), pin["version"]) for pin in pins.values() if pin}

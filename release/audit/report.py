@@ -1,7 +1,7 @@
-"""All checks of the audit, its report and its exit status.
+"""Run all checks of the audit, print the report, and choose the exit status.
 
-0: nothing found. 1: a vulnerability or an end of life found. 2: nothing found, but a service
-could not be reached or sent an unexpected answer.
+0: nothing found. 1: vulnerabilities or passed end-of-life dates found. 2: nothing found, but a
+check could not run because a service is unreachable or sent an unexpected response.
 """
 
 import json
@@ -16,7 +16,7 @@ from release.kubernetes.kubectl import ClusterError, server_version
 
 
 def audit(locks: Iterable[Path]) -> Check:
-    """Check locks, base images, kubectl's cluster, and SBOMs. Raises AuditError and OSError."""
+    """Check lock files, base images, the cluster, and SBOMs. Raises AuditError and OSError."""
     packages, platforms, cluster = locked(locks), base_images(), Check([], [], [])
     try:
         platforms["kubernetes", server_version()] = ["the cluster of kubectl's current context"]
@@ -32,20 +32,20 @@ def exit_status(result: Check) -> int:
 
 
 def show(result: Check) -> None:
-    """Print the findings, what was checked with which service, and the verdict."""
+    """Print the findings, the notes, and the verdict."""
     for finding in result.findings:
         print(f"{finding.name} {finding.version}: {finding.problem} ({', '.join(finding.where)})")
     print(*result.notes, _verdict(result), sep="\n")
 
 
 def as_json(result: Check) -> str:
-    """Return the whole result."""
+    """Return the complete result as JSON."""
     status = exit_status(result)
     verdict = {"failed": status != 0, "status": status, "verdict": _verdict(result)}
     return json.dumps({**verdict, **asdict(result)}, indent=2)
 
 
 def _verdict(result: Check) -> str:
-    """Return the exit status and its reason in one line, because make turns 1 into 2."""
+    """Return the exit status and its reason: make exits with 2 whatever the status is."""
     found = f"exit status {exit_status(result)}: {len(result.findings) or 'nothing'} found"
     return "; not checked: ".join([found, *result.unchecked])

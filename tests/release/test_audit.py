@@ -1,4 +1,4 @@
-"""The audit against its services on loopback, its scanners, and what it cannot read."""
+"""`make audit` with fake services on loopback, fake scanners, and invalid input."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.audit_services import JINJA2, AuditServices, Behaviour, audit_service
 ROOT = Path(__file__).parent.parent.parent
 CLEAN = "click==8.5.1 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n    # via typer\n"
 VULNERABLE = f"{CLEAN}jinja2==2.10 \\\n    --hash=sha256:00\n"
-# What GitHub's documentation of SARIF requires of a result.
+# The fields of a result that GitHub's documentation of SARIF requires.
 SARIF = {
     "version": "2.1.0",
     "runs": [
@@ -44,7 +44,7 @@ def services() -> Iterator[AuditServices]:
 
 
 class Project:
-    """A directory with what an audit reads, and no program on PATH but those of a test."""
+    """A directory with the files that the audit reads; PATH has only programs of the test."""
 
     def __init__(
         self, directory: Path, services: AuditServices, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +106,7 @@ def verdict(printed: str) -> str:
     return printed.splitlines()[-1]
 
 
-def test_a_vulnerable_pin_and_an_ended_python_are_found(
+def test_a_vulnerable_pin_and_a_python_past_end_of_life_are_found(
     project: Project, services: AuditServices
 ) -> None:
     services.vulnerable["jinja2", "2.10"] = JINJA2
@@ -126,10 +126,10 @@ def test_a_vulnerable_pin_and_an_ended_python_are_found(
     assert verdict(audit.stdout) == "exit status 1: 2 found"
 
 
-def test_make_says_the_exit_status_in_the_last_line(
+def test_the_last_line_of_make_audit_has_the_exit_status(
     project: Project, services: AuditServices
 ) -> None:
-    """Make itself ends with 2 for every failure of a recipe."""
+    """Make itself exits with 2 for every failed recipe."""
     services.vulnerable["jinja2", "2.10"] = JINJA2
     project.lock("requirements.txt", VULNERABLE)
     shutil.copy(ROOT / "Makefile", project.directory)
@@ -154,14 +154,14 @@ def test_nothing_found_passes_and_names_the_services_and_the_time(project: Proje
     minutes = [f"{now - timedelta(minutes=back):%Y-%m-%d %H:%M} UTC" for back in (0, 1)]
     note = "1 of 1 package versions: pip-audit, osv, as of "
     assert any(f"{note}{minute}\n" in audit.stdout for minute in minutes)
-    assert "python 3.13: supported until 2999-12-31, says http://127.0.0.1" in audit.stdout
+    assert "python 3.13: supported until 2999-12-31, source: http://127.0.0.1" in audit.stdout
     assert "debian trixie: supported until 2999-12-31" in audit.stdout
     assert "images: not checked: no scanner installed\n" in audit.stdout
     assert "kubernetes: not checked: " in audit.stdout
     assert verdict(audit.stdout) == "exit status 0: nothing found"
 
 
-def test_every_lock_is_checked_whatever_its_markers(
+def test_every_pin_is_checked_whatever_its_markers(
     project: Project, services: AuditServices
 ) -> None:
     """A lock is for every platform; pip-audit alone would skip packages of other platforms."""
@@ -170,14 +170,16 @@ def test_every_lock_is_checked_whatever_its_markers(
         project.lock(name, "--index-url https://pypi.org/simple\njinja2==2.10 ; os_name == 'nt'\n")
     project.lock("requirements.txt", "Jinja2[i18n]==3.1.6\n")
 
-    found = json.loads(project.audit("--format=json").stdout)["findings"]
+    findings = json.loads(project.audit("--format=json").stdout)["findings"]
 
-    assert [one["where"] for one in found] == [["serving/requirements.txt", "requirements-dev.txt"]]
+    assert [finding["where"] for finding in findings] == [
+        ["serving/requirements.txt", "requirements-dev.txt"]
+    ]
     # Two versions of one package, which pip-audit rejects in one call.
     assert {("jinja2", "2.10"), ("jinja2", "3.1.6")} <= set(services.queries)
 
 
-def test_json_has_the_whole_result(project: Project, services: AuditServices) -> None:
+def test_json_has_the_complete_result(project: Project, services: AuditServices) -> None:
     services.ends["numpy"] = {"2.1": "2026-08-19"}
     project.lock("serving/requirements.txt", "numpy==2.1.3\n")
 
@@ -186,9 +188,9 @@ def test_json_has_the_whole_result(project: Project, services: AuditServices) ->
     result = json.loads(audit.stdout)
     assert audit.exit_code == result["status"] == 1
     assert result["failed"] is True
-    (found,) = result["findings"]
-    assert (found["name"], found["version"]) == ("numpy", "2.1.3")
-    assert found["problem"].startswith("past end of life since 2026-08-19")
+    (finding,) = result["findings"]
+    assert (finding["name"], finding["version"]) == ("numpy", "2.1.3")
+    assert finding["problem"].startswith("past end of life since 2026-08-19")
     assert result["unchecked"] == []
 
 
@@ -218,7 +220,7 @@ def test_a_failing_vulnerability_service_is_not_a_pass(
 def test_an_advisory_that_pip_audit_cannot_read_is_not_a_pass(
     project: Project, services: AuditServices
 ) -> None:
-    """It leaves the advisory out, and only its log says so."""
+    """pip-audit skips the advisory, and only its log mentions it."""
     services.vulnerable["click", "8.5.1"] = {"id": "OSV-2026-1", "schema_version": "1.4.0"}
 
     audit = project.audit()
@@ -241,22 +243,26 @@ def test_a_failing_end_of_life_service_is_replaced_by_the_table(
     audit = project.audit()
 
     assert audit.exit_code == 2
-    assert "python 3.13: supported until 2029-10-31, says the table of 2026-08-22" in audit.stdout
+    assert (
+        "python 3.13: supported until 2029-10-31, source: the table of 2026-08-22" in audit.stdout
+    )
     last = verdict(audit.stdout)
     assert last.startswith("exit status 2: nothing found; not checked: http://127.0.0.1")
     assert reason in last
 
 
-def test_without_any_service_the_table_still_finds_an_ended_python(project: Project) -> None:
-    """A finding comes before a service that failed; the last line has both."""
-    nobody = "http://127.0.0.1:9"
-    project.environment |= {"PIP_AUDIT_OSV_URL": nobody, "ENDOFLIFE_URL": nobody}
+def test_without_any_service_the_table_finds_a_python_past_end_of_life(project: Project) -> None:
+    """A finding decides the exit status; the last line also names the failed services."""
+    closed_port = "http://127.0.0.1:9"
+    project.environment |= {"PIP_AUDIT_OSV_URL": closed_port, "ENDOFLIFE_URL": closed_port}
     project.base("3.10-slim-trixie")
 
     audit = project.audit()
 
     assert audit.exit_code == 1
-    assert audit.stdout.startswith("python 3.10: past end of life since 2026-10-31, says the table")
+    assert audit.stdout.startswith(
+        "python 3.10: past end of life since 2026-10-31, source: the table"
+    )
     assert verdict(audit.stdout).startswith("exit status 1: 1 found; not checked: pip-audit, osv: ")
     assert verdict(audit.stdout).count("Connection refused") == 2
 
@@ -282,7 +288,7 @@ def test_the_table_has_every_release_of_this_project(project: Project) -> None:
     assert "no date of" not in audit.stdout
 
 
-# What pip-audit 2.10.1 prints if PyPI answers with 404, and its exit status is 0.
+# The output of pip-audit 2.10.1 if PyPI responds with 404; its exit status is 0.
 SKIPPED = """
 import json
 print(json.dumps({"dependencies": [
@@ -306,7 +312,7 @@ def test_a_version_that_the_service_does_not_know_is_not_a_pass(project: Project
     assert not (project.directory / ".venv").exists()
 
 
-def test_a_good_answer_is_kept_for_a_day(project: Project, services: AuditServices) -> None:
+def test_a_result_is_cached_for_a_day(project: Project, services: AuditServices) -> None:
     click = ("click", "8.5.1")
     services.vulnerable["jinja2", "2.10"] = JINJA2
     project.lock("requirements.txt", VULNERABLE)
@@ -343,7 +349,7 @@ def test_a_broken_cache_is_written_again(
     assert services.queries.count(("click", "8.5.1")) == 2
 
 
-def test_a_failure_is_not_kept(project: Project, services: AuditServices) -> None:
+def test_a_failure_is_not_cached(project: Project, services: AuditServices) -> None:
     services.osv = "fails"
     assert project.audit().exit_code == 2
 
@@ -354,7 +360,7 @@ def test_a_failure_is_not_kept(project: Project, services: AuditServices) -> Non
 
 @pytest.mark.parametrize("line", ["click>=8", "click==8.*", "click", "-r more.txt", "./click.whl"])
 def test_a_line_that_pins_no_version_is_an_error(line: str, project: Project) -> None:
-    """It would be missed in silence."""
+    """Otherwise its packages would silently not be checked."""
     project.lock("own.txt", f"{CLEAN}{line}\n")
 
     audit = project.audit("--lock=own.txt")
@@ -381,7 +387,7 @@ def test_a_base_image_without_a_python_is_an_error(project: Project) -> None:
     audit = project.audit()
 
     assert audit.exit_code == 2
-    assert "Dockerfile.model_load: expected ARG BASE_IMAGE=python:" in audit.stderr
+    assert "Dockerfile.model_load: expected a line such as ARG BASE_IMAGE=python:" in audit.stderr
 
 
 SCANNERS = {
@@ -453,7 +459,7 @@ else:
 """
 
 
-def test_an_ended_kubernetes_is_found(project: Project, services: AuditServices) -> None:
+def test_a_kubernetes_past_end_of_life_is_found(project: Project, services: AuditServices) -> None:
     services.ends["kubernetes"] = {"1.33": "2026-06-28"}
     project.program("kubectl", KUBECTL)
 
@@ -464,7 +470,7 @@ def test_an_ended_kubernetes_is_found(project: Project, services: AuditServices)
 
 
 def test_a_cluster_that_does_not_answer_is_only_a_note(project: Project) -> None:
-    """It is a cluster of the user's, not a service of the audit."""
+    """The cluster belongs to the user; it is not a service of the audit."""
     project.program(
         "kubectl", "import sys\nif sys.argv[1] != 'config': sys.exit('refused')\nprint('x')"
     )

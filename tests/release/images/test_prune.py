@@ -1,7 +1,7 @@
-"""`make prune`, against a real Docker: what stays, what goes, what that frees; and whom it asks.
+"""`make prune` with a real Docker: which images it keeps and removes, and what that frees.
 
-The images are tiny and below a registry of their own, so that nobody else's are looked at. A
-program on PATH stands in for kubectl.
+The tests build tiny images below their own registry, so that other images are not considered. A
+fake kubectl on PATH answers for the cluster.
 """
 
 import json
@@ -24,7 +24,7 @@ from release.images.docker_images import Image, local_images
 from release.images.prune import PruneError, prune
 from release.kubernetes import kubectl as kubectl_module
 
-# One process at a time makes and removes images.
+# Only one process at a time may create and remove images.
 pytestmark = pytest.mark.xdist_group("docker")
 
 DOCKERFILE = """
@@ -41,7 +41,7 @@ REVISION = "org.opencontainers.image.revision"
 
 @dataclass
 class Engine:
-    """A Docker, and what a test makes in it: images below a registry of the test's own."""
+    """Docker, and the images and containers that a test creates below its own registry."""
 
     directory: Path
     registry: str = field(default_factory=lambda: f"127.0.0.1/prune-{uuid.uuid4().hex[:12]}")
@@ -55,70 +55,70 @@ class Engine:
         base: bytes = b"",
         labels: dict[str, str] | None = None,
     ) -> str:
-        """Build an image that is nobody else's, and return its id.
+        """Build an image with two layers and return its id.
 
-        own, base: its two layers, the second shared by the images that have the same. labels: more
-        than ours, or instead of them; an empty one is not set.
+        own, base: the content of the layers; images with the same base share that layer.
+        labels: replace or add labels of this project; an empty value removes a label.
         """
         title = (name or "").partition(":")[0].rpartition("/")[2]
-        ours = {TITLE: title, REVISION: uuid.uuid4().hex}
+        project_labels = {TITLE: title, REVISION: uuid.uuid4().hex}
         (self.directory / "base").write_bytes(base or self.registry.encode())
         (self.directory / "own").write_bytes(own or uuid.uuid4().bytes)
         (self.directory / "Dockerfile").write_text(DOCKERFILE)
-        return self._built(name, ours | (labels or {}))
+        return self._build(name, project_labels | (labels or {}))
 
-    def build_theirs(self, name: str, dockerfile: str) -> str:
-        """Build an image as others do, from the same files, and return its id."""
+    def build_foreign(self, name: str, dockerfile: str) -> str:
+        """Build an image with another Dockerfile from the same files, and return its id."""
         (self.directory / "Dockerfile").write_text(dockerfile)
-        return self._built(name, {})
+        return self._build(name, {})
 
-    def _built(self, name: str | None, labels: dict[str, str]) -> str:
+    def _build(self, name: str | None, labels: dict[str, str]) -> str:
         options = [f"--label={key}={value}" for key, value in labels.items() if value]
         tag = [f"--tag={self.registry}/{name}"] if name else []
-        made = docker("build", "--quiet", *tag, *options, str(self.directory)).strip()
-        self.images.append(made)
-        return made
+        image = docker("build", "--quiet", *tag, *options, str(self.directory)).strip()
+        self.images.append(image)
+        return image
 
     def create(self, image: str) -> str:
-        """Make a container that has never run, and return its name."""
+        """Create a container, do not start it, and return its name."""
         name = f"prune-{uuid.uuid4().hex[:12]}"
         docker("create", f"--name={name}", image, "none")
         self.containers.append(name)
         return name
 
     def prune(self, keep: int = 1, *, yes: bool = True, store: str = "no-store") -> int:
-        """Prune what is below this registry."""
+        """Prune the images below this registry."""
         return prune(store, keep, yes=yes, registry=self.registry)
 
-    def left(self) -> list[str]:
-        """Return those of the images that are still there, in the order of their making."""
-        there = docker("image", "ls", "--quiet", "--no-trunc").split()
-        return [image for image in self.images if image in there]
+    def remaining(self) -> list[str]:
+        """Return the images that still exist, in the order of their builds."""
+        existing = docker("image", "ls", "--quiet", "--no-trunc").split()
+        return [image for image in self.images if image in existing]
 
     def close(self) -> None:
-        """Remove what was made."""
+        """Remove the containers and the images."""
         for name in self.containers:
             docker("rm", name)
-        for image in reversed(self.left()):
+        for image in reversed(self.remaining()):
             (record,) = json.loads(docker("image", "inspect", image))
             docker("rmi", *(record["RepoTags"] or [image]))
 
 
 @pytest.fixture
 def engine(engine: None, tmp_path: Path) -> Iterator[Engine]:
-    """A Docker, and the images that this test makes in it."""
+    """Docker, with the images of this test, which are removed at the end."""
     del engine
     (tmp_path / "context").mkdir()
-    made = Engine(tmp_path / "context")
+    engine_of_test = Engine(tmp_path / "context")
     try:
-        yield made
+        yield engine_of_test
     finally:
-        made.close()
+        engine_of_test.close()
 
 
 @pytest.fixture(autouse=True)
 def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No kubectl and no configuration of one, whatever the developer has; wide tables."""
+    """Hide the developer's kubectl and its configuration; print wide tables."""
     program = os.environ.get("DOCKER") or "docker"
     monkeypatch.setenv("DOCKER", shutil.which(program) or program)
     (tmp_path / "bin").mkdir()
@@ -129,7 +129,7 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Kubectl:
-    """A program on PATH that has a context and answers `get` with lines of shell."""
+    """A fake kubectl: a shell script with a context and a response to `get`."""
 
     program: Path
 
@@ -141,25 +141,25 @@ class Kubectl:
 
 @pytest.fixture
 def kubectl(tmp_path: Path) -> Kubectl:
-    """A stand-in for kubectl; it is there once it is told what to answer."""
+    """A fake kubectl; the program exists after the first call of answers()."""
     return Kubectl(tmp_path / "bin" / "kubectl")
 
 
 def answer(*items: dict[str, object]) -> str:
-    """The shell that prints a list of objects as kubectl does."""
+    """Return the shell command that prints a list of objects as kubectl does."""
     return f"echo '{json.dumps({'items': items})}'"
 
 
 def kilobytes(text: str, pattern: str) -> float:
-    found = re.search(pattern.replace("SIZE", r"([\d.]+) kB"), text)
-    assert found, text
-    return float(found.group(1))
+    match = re.search(pattern.replace("SIZE", r"([\d.]+) kB"), text)
+    assert match, text
+    return float(match.group(1))
 
 
-def test_the_newest_of_each_mode_and_model_stay(engine: Engine) -> None:
-    """A release of one model must not push out what another one can be rolled back to."""
+def test_the_newest_images_of_each_mode_and_model_are_kept(engine: Engine) -> None:
+    """A release of one model must not remove the rollback target of another model."""
     old_iris = engine.build("model_in_image:1-iris-1", labels={"model.name": "iris"})
-    made = [
+    images = [
         engine.build("model_in_image:1-digits-1", labels={"model.name": "digits"}),
         engine.build("model_load:1"),
         engine.build("model:iris-1", labels={"model.name": "iris"}),
@@ -169,28 +169,28 @@ def test_the_newest_of_each_mode_and_model_stay(engine: Engine) -> None:
 
     assert engine.prune(keep=2) == 0
 
-    assert old_iris not in engine.left()
-    assert engine.left() == made
+    assert old_iris not in engine.remaining()
+    assert engine.remaining() == images
 
 
-def test_a_build_from_the_cache_is_as_new_as_its_name(engine: Engine) -> None:
-    """Docker dates it like the first build that was like it; it was made for the next release."""
+def test_a_build_from_the_cache_is_as_new_as_its_tag(engine: Engine) -> None:
+    """Docker gives it the date of the first build with the same content."""
     engine.build("model_load:1", own=b"the same")
     engine.build("model_load:2")
     again = engine.build("model_load:3", own=b"the same")
 
     engine.prune(keep=1)
 
-    assert engine.left() == [again]
+    assert engine.remaining() == [again]
 
 
 def test_without_yes_nothing_is_removed(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is shown is what YES=1 does."""
-    made = [engine.build("model_load:1"), engine.build("model_load:2")]
+    """The list shows what YES=1 would remove."""
+    images = [engine.build("model_load:1"), engine.build("model_load:2")]
 
     assert engine.prune(yes=False) == 0
 
-    assert engine.left() == made
+    assert engine.remaining() == images
     shown = {
         line.split()[1].rpartition("/")[2]: line
         for line in capsys.readouterr().out.splitlines()
@@ -200,49 +200,53 @@ def test_without_yes_nothing_is_removed(engine: Engine, capsys: pytest.CaptureFi
     assert "kept: among the newest 1" in shown["model_load:2"]
 
 
-def test_what_a_container_uses_stays(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also one that does not run: it can be started again."""
+def test_an_image_that_a_container_uses_is_kept(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stopped container counts: it can be started again."""
     used, unused = engine.build("model_load:1"), engine.build("model_load:2")
     newest = engine.build("model_load:3")
     name = engine.create(used)
 
     assert engine.prune() == 0
 
-    assert unused not in engine.left()
-    assert engine.left() == [used, newest]
+    assert unused not in engine.remaining()
+    assert engine.remaining() == [used, newest]
     assert f"kept: used by container {name}" in capsys.readouterr().out
 
 
-def test_images_of_others_are_never_touched(engine: Engine) -> None:
-    """Not by a label that is alike, nor by labels inherited from ours, nor by a second name."""
+def test_images_of_other_projects_are_never_removed(engine: Engine) -> None:
+    """Images with similar labels, with inherited labels, or with a foreign second name."""
     others = [
         engine.build("model_load:1", labels={REVISION: ""}),
         engine.build("model_load:2", labels={TITLE: "another"}),
     ]
     engine.build("model_load:3")
-    derived = f"FROM {engine.registry}/model_load:3\nCOPY own /theirs"
-    others += [engine.build_theirs("theirs:1", derived), engine.build("model_load:4")]
+    derived = f"FROM {engine.registry}/model_load:3\nCOPY own /foreign"
+    others += [engine.build_foreign("foreign:1", derived), engine.build("model_load:4")]
     docker("tag", others[-1], f"{engine.registry}/mine:4")
     newest = engine.build("model_load:5")
 
     assert engine.prune() == 0
 
-    assert engine.left() == [*others, newest]
+    assert engine.remaining() == [*others, newest]
 
 
-def test_another_registry_is_not_looked_at(engine: Engine) -> None:
+def test_images_of_another_registry_are_ignored(engine: Engine) -> None:
     engine.build("model_load:1")
     other = engine.build("below/model_load:2")
     engine.build("model_load:3")
 
     assert prune("none", 1, yes=True, registry=f"{engine.registry}/below/") == 0
 
-    assert other in engine.left()
-    assert len(engine.left()) == 3
+    assert other in engine.remaining()
+    assert len(engine.remaining()) == 3
 
 
-def test_an_image_that_was_built_over_goes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And does not push out a release that still has a name, though it is newer."""
+def test_an_image_whose_tag_moved_to_a_newer_build_is_removed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not count among the newest, so an image with a name is not removed instead."""
     title = f"model-{uuid.uuid4().hex[:12]}"
     monkeypatch.setattr(docker_images, "TITLES", (title,))
     release = engine.build(f"{title}:1")
@@ -251,26 +255,26 @@ def test_an_image_that_was_built_over_goes(engine: Engine, monkeypatch: pytest.M
     assert [image.id for image in local_images("").images] == [nameless, release]
     assert prune("none", 1, yes=True) == 0
 
-    assert engine.left() == [release]
+    assert engine.remaining() == [release]
 
 
-def test_all_names_of_an_image_go(engine: Engine) -> None:
+def test_all_names_of_an_image_are_removed(engine: Engine) -> None:
     first = engine.build("model_load:1")
     docker("tag", first, f"{engine.registry}/model_load:one")
     newest = engine.build("model_load:2")
 
     assert engine.prune() == 0
 
-    assert engine.left() == [newest]
+    assert engine.remaining() == [newest]
 
 
-def test_only_what_no_image_has_any_more_is_freed(
+def test_only_layers_without_a_remaining_image_count_as_freed(
     engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A shared layer stays while one image has it, and is counted once when all go."""
+    """A shared layer is freed with its last image, and counts once."""
     common, shared = os.urandom(400_000), os.urandom(90_000)
     engine.build("model_load:1", base=common, own=os.urandom(30_000))
-    engine.build_theirs("theirs:1", "FROM scratch\nCOPY base /base\n")
+    engine.build_foreign("foreign:1", "FROM scratch\nCOPY base /base\n")
     engine.build("model_load:2", base=shared, own=os.urandom(10_000))
     engine.build("model_load:3", base=shared, own=os.urandom(20_000))
     engine.build("model_load:4", base=b"small")
@@ -286,10 +290,10 @@ def test_only_what_no_image_has_any_more_is_freed(
         assert kilobytes(text, "of SIZE, the size of all") == pytest.approx(expected + 400, rel=0.1)
 
 
-def test_what_docker_refuses_does_not_stop_the_others(
+def test_a_failed_removal_does_not_stop_the_others(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A container that starts after Docker was asked; nothing is forced."""
+    """A container may start after the containers were listed; no removal is forced."""
     goes, used = engine.build("model_load:1", os.urandom(50_000)), engine.build("model_load:2")
     goes_too, newest = (
         engine.build("model_load:3", os.urandom(50_000)),
@@ -300,17 +304,17 @@ def test_what_docker_refuses_does_not_stop_the_others(
 
     assert engine.prune() == 1
 
-    assert not {goes, goes_too} & {*engine.left()}
-    assert engine.left() == [used, newest]
+    assert not {goes, goes_too} & {*engine.remaining()}
+    assert engine.remaining() == [used, newest]
     shown = capsys.readouterr().out
     assert re.search(r"model_load:2 .*NOT removed: ", shown)
     assert kilobytes(shown, "Freed SIZE of") == pytest.approx(100, rel=0.1)
 
 
-def test_artifacts_are_counted_and_stay(
+def test_artifacts_are_counted_and_kept(
     engine: Engine, artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Beside images they are what releases cost; a version is never removed."""
+    """Artifacts need disk space too, but a published version is never removed."""
     size = sum(file.stat().st_size for file in artifact.iterdir())
     store = artifact.parent.parent
     (artifact.parent / "aliases").mkdir()
@@ -330,44 +334,44 @@ def test_artifacts_are_counted_and_stay(
     assert artifact.exists()
 
 
-def test_the_newest_cannot_be_asked_away() -> None:
-    """What was built last is not deployed yet."""
+def test_keeping_no_image_is_rejected() -> None:
+    """The newest image may not be deployed yet."""
     with pytest.raises(PruneError, match="KEEP: expected 1 or more, got 0"):
         prune("none", 0, yes=True)
 
 
 @pytest.mark.parametrize(
-    ("answers", "said"),
+    ("answers", "message"),
     [
         (["echo refused >&2; exit 1"], "kubectl get: refused"),
         (["echo '{\"items\": 7}'"], "expected a list of pods and ReplicaSets, got"),
         (["exit 0", "echo error loading config file >&2; exit 1"], "error loading config file"),
     ],
 )
-def test_nothing_is_removed_if_a_configured_cluster_cannot_be_asked(
-    engine: Engine, kubectl: Kubectl, answers: list[str], said: str
+def test_nothing_is_removed_if_a_configured_cluster_is_unreachable(
+    engine: Engine, kubectl: Kubectl, answers: list[str], message: str
 ) -> None:
-    """It may run, or want back, any of them."""
-    made = [engine.build("model_load:1"), engine.build("model_load:2")]
+    """The cluster may run any image, or need it for a rollback."""
+    images = [engine.build("model_load:1"), engine.build("model_load:2")]
     kubectl.answers(*answers)
 
-    with pytest.raises(PruneError, match=said) as refused:
+    with pytest.raises(PruneError, match=message) as error:
         engine.prune()
 
-    assert "Nothing was removed" in str(refused.value)
-    assert engine.left() == made
+    assert "Nothing was removed" in str(error.value)
+    assert engine.remaining() == images
 
 
-def test_a_cluster_that_does_not_answer_is_not_waited_for(
+def test_a_cluster_that_does_not_answer_fails_after_a_timeout(
     kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is what kubectl has started, to log in for example."""
-    monkeypatch.setattr(kubectl_module, "_SECONDS", 0.5)
+    """The timeout also ends programs that kubectl started, for example to log in."""
+    monkeypatch.setattr(kubectl_module, "_TIMEOUT_SECONDS", 0.5)
     kubectl.answers("exit 0", context=f"{shutil.which('sleep', path=os.defpath)} 5")
     started = time.monotonic()
 
-    with pytest.raises(PruneError, match="no answer within"):
-        prune("none", 1, yes=True, registry="127.0.0.1/nobody")
+    with pytest.raises(PruneError, match="no response within"):
+        prune("none", 1, yes=True, registry="127.0.0.1/none")
 
     assert time.monotonic() - started < 4
 
@@ -375,21 +379,21 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(
 def test_nothing_is_removed_if_kubectl_is_missing_for_a_configured_cluster(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = [engine.build("model_load:1"), engine.build("model_load:2")]
+    images = [engine.build("model_load:1"), engine.build("model_load:2")]
     (tmp_path / "config").write_text("clusters: []")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
 
     with pytest.raises(PruneError, match="config may name a cluster"):
         engine.prune()
 
-    assert engine.left() == made
+    assert engine.remaining() == images
 
 
 @pytest.mark.parametrize("installed", [False, True])
-def test_without_a_cluster_docker_alone_is_asked(
+def test_without_a_cluster_only_containers_need_images(
     engine: Engine, kubectl: Kubectl, capsys: pytest.CaptureFixture[str], *, installed: bool
 ) -> None:
-    """And that is said, for who believes that one is configured."""
+    """The output states it, for users who believe that a cluster is configured."""
     if installed:
         kubectl.answers("exit 1", "echo 'error: current-context is not set' >&2; exit 1")
     engine.build("model_load:1")
@@ -397,14 +401,14 @@ def test_without_a_cluster_docker_alone_is_asked(
 
     assert engine.prune() == 0
 
-    assert engine.left() == [newest]
+    assert engine.remaining() == [newest]
     assert "No cluster is configured" in capsys.readouterr().out
 
 
-def test_what_the_cluster_needs_stays(
+def test_images_that_the_cluster_needs_are_kept(
     engine: Engine, kubectl: Kubectl, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a ReplicaSet without pods names is what a rollback brings back."""
+    """A ReplicaSet without pods is a revision that a rollback may deploy again."""
     names = [f"{engine.registry}/{name}" for name in ("model_load:1", "model_load:2", "model:1")]
     needed = [engine.build("model_load:1"), engine.build("model_load:2"), engine.build("model:1")]
     moved = engine.build("model_load:3")
@@ -426,14 +430,14 @@ def test_what_the_cluster_needs_stays(
 
     assert engine.prune() == 0
 
-    assert engine.left() == [*needed, moved, *newest]
+    assert engine.remaining() == [*needed, moved, *newest]
     shown = capsys.readouterr().out
     assert "cluster of the context kind-test" in shown
     assert shown.count("kept: the cluster needs it") == 4
 
 
 @pytest.mark.parametrize(
-    ("reference", "is_it"),
+    ("reference", "expected"),
     [
         ("model_load:1", True),
         ("docker.io/library/model_load:1", True),
@@ -451,8 +455,8 @@ def test_what_the_cluster_needs_stays(
         ("", False),
     ],
 )
-def test_a_cluster_calls_an_image_by_another_name(reference: str, *, is_it: bool) -> None:
-    """A node writes names in full, with a digest where it knows one."""
+def test_an_image_matches_the_names_that_clusters_use(reference: str, *, expected: bool) -> None:
+    """Nodes report full names, with a digest if they know it."""
     image = Image(
         id="sha256:image",
         title="model_load",
@@ -463,4 +467,4 @@ def test_a_cluster_calls_an_image_by_another_name(reference: str, *, is_it: bool
         layers=(),
     )
 
-    assert image.matches(reference) is is_it
+    assert image.matches(reference) is expected
