@@ -26,6 +26,7 @@ from model_load.cache import Cache
 from model_load.settings import ModelLoadSettings
 from serving import logs
 from serving.inference.model import Model
+from serving.workers.backoff import Backoff
 from serving.workers.model_source import ServedVersion
 from serving.workers.shared_value import SharedValue
 
@@ -60,7 +61,7 @@ class AliasWatcher:
         self._served_lock = ExitStack()
         self._attempt: threading.Thread | None = None
         self._verify_until = float("inf")
-        self._retry_at = 0.0
+        self._backoff = Backoff(self._poll_seconds, _MAX_BACKOFF_SECONDS)
         now = current.get()
         with suppress(StoreError):  # evicted from the cache: the first poll downloads it again
             self._served_lock.enter_context(self._alias.lock_for_use(Path(now.directory)))
@@ -112,7 +113,7 @@ class AliasWatcher:
         return version == now.version and (Path(now.directory) / MODEL_FILE).is_file()
 
     def _is_due(self, version: str) -> bool:
-        return version != self._current.get().rejected or time.monotonic() >= self._retry_at
+        return version != self._current.get().rejected or self._backoff.is_due()
 
     def _check_attempt(self, version: str | None) -> None:
         """Cancel the running attempt if the alias has moved or its golden rows take too long.
@@ -172,9 +173,7 @@ class AliasWatcher:
         ):
             logs.error("model_refused", version=version, served=now.version, reason=reason)
         rejections = now.rejections + 1 if version == now.rejected else 1
-        # At most 2**30, because a float overflows at 2**1024.
-        backoff = min(_MAX_BACKOFF_SECONDS, self._poll_seconds * 2 ** min(rejections - 1, 30))
-        self._retry_at = time.monotonic() + backoff
+        self._backoff.pause(rejections)
         self._update(
             candidate=None,
             rejected=version,

@@ -1,17 +1,21 @@
-"""What a request can be refused with.
+"""Exceptions that end a request or the start of a server, with a message for the reader.
 
-Raised on the way from bytes to the model, answered as `{"error": …}` by app.py and
-predict.py. A client is told the field and the rule, never a path or a class name.
+A client reads the field and the rule in it, never a path or a class name.
 """
 
 
 class RequestError(Exception):
-    """A client's mistake: `status` is 4xx, `message` names field, expectation and what came."""
+    """A request that is answered with `{"error": message}`.
+
+    The message names the field, the expected value, and the actual value.
+    """
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
+        # The HTTP status: 4xx if the client can fix the request.
         self.status = status
         self.message = message
+        # Headers that the response has in addition.
         self.headers = headers or {}
 
 

@@ -1,9 +1,10 @@
-"""What every test may ask for: trained artifacts, and running servers of both modes."""
+"""Fixtures for all tests: trained artifacts, and running servers of both modes."""
 
 import csv
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -20,24 +21,23 @@ from training.train import train
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures that tests measured, whichever process they ran in."""
-    reports = terminalreporter.getreports("passed")
-    for figure in (
-        value for one in reports for key, value in one.user_properties if key == "figure"
-    ):
-        terminalreporter.write_line(str(figure))
+    """Print the figures that tests measured, also in the processes of pytest-xdist."""
+    for report in terminalreporter.getreports("passed"):
+        for key, value in report.user_properties:
+            if key == "figure":
+                terminalreporter.write_line(str(value))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _outside_of_make() -> None:
-    """A make that a test starts must not take itself for part of `make test`."""
+    """A `make` that a test starts must not inherit the options of `make test`."""
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _audit_on_loopback() -> Iterator[None]:
-    """The audit and the inventory query services that know nothing bad of this machine."""
+    """The audit and the inventory query local services that report no problems."""
     with audit_services() as services:
         os.environ.update(services.environment)
         yield
@@ -45,7 +45,7 @@ def _audit_on_loopback() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    """A Docker that answers, or the test has no meaning."""
+    """A running Docker engine; the test is skipped, or fails in CI, without it."""
     try:
         docker("info")
     except DockerError as error:
@@ -54,7 +54,7 @@ def engine() -> None:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with version 1 of every data set; not to be written to."""
+    """A model store with version 1 of every data set; read-only, because all tests share it."""
     path = tmp_path_factory.mktemp("store")
     for dataset in DATASETS:
         train(dataset=dataset, version="1", store=path)
@@ -63,7 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def artifact(store: Path, tmp_path: Path) -> Path:
-    """A copy of the iris artifact, to be damaged."""
+    """A copy of the iris artifact that a test may damage."""
     return Path(shutil.copytree(store / "iris" / "1", tmp_path / "iris" / "1"))
 
 
@@ -85,7 +85,7 @@ def two_csv_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with version 1 of every made-up model; not to be written to."""
+    """A model store with version 1 of every artificial model; read-only, because it is shared."""
     return make_own_models(tmp_path_factory.mktemp("own"))
 
 
@@ -97,21 +97,20 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def server(mode: str, store: Path) -> Iterator[Start]:
-    """Start servers of a mode with settings of the test's own; all are stopped in the end."""
-    started: list[ServerProcess] = []
+    """Start servers of a mode with other settings; all are stopped at the end of the test."""
+    with ExitStack() as stack:
 
-    def start_one(directory: Path | str = store / "iris" / "1", **settings: str) -> ServerProcess:
-        started.append(start(mode, directory, **settings))
-        return started[-1]
+        def start_server(
+            directory: Path | str = store / "iris" / "1", **settings: str
+        ) -> ServerProcess:
+            return stack.enter_context(start(mode, directory, **settings))
 
-    yield start_one
-    for one in started:
-        one.stop()
+        yield start_server
 
 
 @pytest.fixture(scope="session")
 def running(mode: str, store: Path) -> Iterator[dict[str, ServerProcess]]:
-    """A running server of a mode for each data set, shared by tests that only ask."""
+    """A running server of a mode for each data set, shared by tests that only send requests."""
     with all_served(mode, {name: store / name / "1" for name in DATASETS}) as servers:
         yield servers
 
@@ -126,12 +125,9 @@ def iris(running: dict[str, ServerProcess]) -> Iterator[httpx.Client]:
 @pytest.fixture
 def client(running: dict[str, ServerProcess]) -> Iterator[Callable[[str], httpx.Client]]:
     """Clients of the running servers, by data set."""
-    clients: list[httpx.Client] = []
+    with ExitStack() as stack:
 
-    def client_of(dataset: str) -> httpx.Client:
-        clients.append(httpx.Client(base_url=running[dataset].url, timeout=10))
-        return clients[-1]
+        def client_of(dataset: str) -> httpx.Client:
+            return stack.enter_context(httpx.Client(base_url=running[dataset].url, timeout=10))
 
-    yield client_of
-    for one in clients:
-        one.close()
+        yield client_of

@@ -1,1 +1,1 @@
-"""Servers as processes of this machine."""
+"""Run servers as processes on this machine."""

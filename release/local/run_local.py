@@ -1,6 +1,6 @@
-"""Both release modes of one model on this machine: `make run` and `make predict`.
+"""Run a model in both modes on this machine: `make run` and `make predict`.
 
-The servers are the real ones, as child processes; what is shown are their answers.
+The servers are real, as child processes; the printed responses are theirs.
 """
 
 import contextlib
@@ -19,22 +19,25 @@ from artifact.redact import redact
 from release.local.server_process import ServerProcess
 
 DATASETS = ("iris", "digits", "diabetes")
-_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(model: Path, image_port: int, load_port: int) -> None:
-    """Serve a model in both modes until Ctrl-C or TERM, or until one of the servers ends.
+    """Serve a model in both modes until Ctrl-C, TERM, or the end of one of the servers.
 
-    A model that is not there and is named like a data set is trained first. Raises
-    FileNotFoundError for any other, ServerDidNotStart, and CalledProcessError when the
+    A model that does not exist is trained first if it has the name of a data set. Raises
+    FileNotFoundError for any other name, ServerDidNotStart, and CalledProcessError if the
     training fails.
     """
-    for number in _STOP:
-        # As Ctrl-C does, so that the servers are stopped whenever it comes.
+    for number in _STOP_SIGNALS:
+        # All of them raise KeyboardInterrupt, so that the `with` below stops the servers.
         signal.signal(number, signal.default_int_handler)
     if not model.exists():
         if model.parent.name not in DATASETS:
-            raise FileNotFoundError(f"MODEL: {model} is not there; `make train` makes one")
+            raise FileNotFoundError(
+                f"MODEL: {model} does not exist. Train one of {', '.join(DATASETS)} with "
+                "`make train`, or pass the directory of a model"
+            )
         _train(model)
     with _servers(model, image_port, load_port) as servers:
         for server in servers:
@@ -45,18 +48,18 @@ def run(model: Path, image_port: int, load_port: int) -> None:
 
 
 def show(url: str, title: str) -> None:
-    """Print a server's model, a request with its own sample, and the answer.
+    """Print the model of a server, a request with its sample rows, and the response.
 
-    The user:password@ of a URL is sent and not shown.
+    Credentials in the URL are sent but not printed.
     """
     with httpx.Client(base_url=url, timeout=10) as client:
-        about = client.get("/metadata").raise_for_status().json()
-        body = json.dumps({"data": about["data_sample"]})
-        print(f"{redact(title)}: {about['name']} {about['version']}, {about['purpose']}")
+        metadata = client.get("/metadata").raise_for_status().json()
+        body = json.dumps({"data": metadata["data_sample"]})
+        print(f"{redact(title)}: {metadata['name']} {metadata['version']}, {metadata['purpose']}")
         has_labels = client.get("/label").status_code == httpx.codes.OK
         for path in ("/predict", "/predict/label") if has_labels else ("/predict",):
-            answer = client.post(path, content=body)
-            print(f"  $ curl -d '{body}' {redact(url)}{path}\n  {answer.text}")
+            response = client.post(path, content=body)
+            print(f"  $ curl -d '{body}' {redact(url)}{path}\n  {response.text}")
     print(flush=True)
 
 
@@ -69,13 +72,13 @@ def _train(model: Path) -> None:
 
 @contextlib.contextmanager
 def _servers(model: Path, image_port: int, load_port: int) -> Iterator[list[ServerProcess]]:
-    """Start one server a mode; stop them all in the end."""
+    """Start one server of each mode; stop both at the end."""
     sources = {
         "model_in_image": {"MODEL_DIR": str(model), "PORT": str(image_port)},
         "model_load": {"MODEL_URI": str(model), "PORT": str(load_port)},
     }
     with contextlib.ExitStack() as stack:
-        with _signals_held_back():
+        with _signals_deferred():
             servers = [
                 stack.enter_context(ServerProcess(mode, settings, echo=True))
                 for mode, settings in sources.items()
@@ -84,28 +87,35 @@ def _servers(model: Path, image_port: int, load_port: int) -> Iterator[list[Serv
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Raise KeyboardInterrupt afterwards: between a fork and its record it would leave a child."""
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in _STOP}
+def _signals_deferred() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a signal only at the end of the `with`.
+
+    An exception between the fork of a server and the assignment to its variable would leave the
+    server running.
+    """
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda received_number, _: received.append(received_number))
+        for number in _STOP_SIGNALS
+    }
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    if came:
+    if received:
         raise KeyboardInterrupt
 
 
 def _wait_for_the_end(servers: list[ServerProcess]) -> None:
-    """Wait for a signal, or for a server that ends by itself."""
-    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+    """Wait for a signal, or until one of the servers exits by itself."""
+    exited: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def tell(server: ServerProcess) -> None:
+    def wait_for(server: ServerProcess) -> None:
         server.process.wait()
-        ended.put(server.mode)
+        exited.put(server.mode)
 
     for server in servers:
-        threading.Thread(target=tell, args=[server], daemon=True).start()
+        threading.Thread(target=wait_for, args=[server], daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
-        print(f"{ended.get()} ended by itself", file=sys.stderr)
+        print(f"{exited.get()} exited by itself", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""A server of either mode as a child process on this machine.
+"""Start a server of either mode as a child process, and read its address from its log.
 
-Used by local.py and by the tests: both start `python -m <mode>` as a user does, learn its
-address from its log and wait until it answers, so no port has to be free beforehand.
+The server is started as a user starts it: `python -m <mode>`. Its address comes from the log, so
+no free port has to be found beforehand.
 """
 
 import json
@@ -18,16 +18,15 @@ _START_SECONDS = 60
 _STOP_SECONDS = 60
 
 
-class ServerDidNotStart(Exception):  # noqa: N818 - what happened
-    """A server that ended, or did not answer, instead of becoming ready."""
+class ServerDidNotStart(Exception):  # noqa: N818 - a state, not an error of this program
+    """A server that exited or did not answer before it was ready; the message is its log."""
 
 
 class ServerProcess:
-    """One `python -m <mode>`, started when made, ended by stop() or the end of a `with`.
+    """One `python -m <mode>`, started by the constructor, stopped by stop() or a `with`.
 
-    settings: its environment, beside `environment` (this process's own by default). A PORT
-    of 0 takes any free one. What it logs is kept in `logged`; with echo, what is not plain
-    progress is repeated on stderr.
+    settings: variables that are added to `environment`, which is this process's own by default.
+    PORT=0 takes any free port. echo: repeat warnings, errors, and text of the server on stderr.
     """
 
     def __init__(
@@ -39,7 +38,9 @@ class ServerProcess:
         echo: bool = False,
     ) -> None:
         self.mode = mode
+        # All lines of the log so far.
         self.logged: list[str] = []
+        # Set once the server listens.
         self.url = ""
         self.management_url: str | None = None
         self._echo = echo
@@ -49,7 +50,8 @@ class ServerProcess:
             env={**(os.environ if environment is None else environment), **settings},
             stderr=subprocess.PIPE,
             text=True,
-            # Ctrl-C is for the parent, which then stops its servers one by one.
+            # A session of its own: Ctrl-C reaches only the parent, which then stops its servers
+            # one by one.
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
@@ -62,10 +64,11 @@ class ServerProcess:
         self.stop()
 
     def wait_until_ready(self) -> Self:
-        """Return once it is ready. Raises ServerDidNotStart with its last words."""
+        """Return once the server is ready. Raises ServerDidNotStart with its log."""
         self._listening_or_ended.wait(_START_SECONDS)
         try:
-            # The socket is open before the model is: the answer comes when it is ready.
+            # The socket listens before the model is open, and the request waits there until the
+            # server is ready: no polling is needed.
             httpx.get(f"{self.url}/v2/health/ready", timeout=_START_SECONDS).raise_for_status()
         except httpx.HTTPError as error:
             self.stop()
@@ -73,31 +76,31 @@ class ServerProcess:
         return self
 
     def wait(self) -> int:
-        """Return its exit status once it has ended by itself and all its log is read."""
+        """Wait until the server exits and its log is read; return its exit status."""
         status = self.process.wait(_STOP_SECONDS)
         self._reader.join(_STOP_SECONDS)
         return status
 
     def stop(self) -> int:
-        """End it with TERM, which lets it answer what it began; return its exit status."""
+        """Send TERM, wait until the server has drained, and return its exit status."""
         if self.process.poll() is None:
             self.process.terminate()
         return self.wait()
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """Return what it logged under an event so far."""
+        """Return the log lines of an event so far."""
         lines = [json.loads(line) for line in self.logged if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     def _read_log(self) -> None:
-        assert self.process.stderr is not None  # noqa: S101 - asked for above
+        assert self.process.stderr is not None  # noqa: S101 - stderr=PIPE above
         with self.process.stderr as log:
             for line in log:
                 self.logged.append(line)
-                self._heed(line)
+                self._handle(line)
         self._listening_or_ended.set()
 
-    def _heed(self, line: str) -> None:
+    def _handle(self, line: str) -> None:
         fields = json.loads(line) if line.startswith("{") else {}
         if fields.get("event") == "listening":
             self.url, self.management_url = fields["url"], fields.get("management_url")

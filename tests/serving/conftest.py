@@ -1,4 +1,4 @@
-"""Servers of made-up models in both modes."""
+"""Servers of artificial models in both modes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.servers import all_served
 
 @pytest.fixture(scope="session")
 def own(mode: str, own_store: Path) -> Iterator[dict[str, ServerProcess]]:
-    """A running server of a mode for each made-up model."""
+    """A running server of a mode for each artificial model."""
     names = ("echo", "running-sum", "pairs", "words")
     with all_served(mode, {name: own_store / name / "1" for name in names}) as servers:
         yield servers

@@ -1,4 +1,4 @@
-"""`make run` and `make predict`: both modes at once, shown by their real answers."""
+"""`make run` and `make predict`: both modes at once, shown by their real responses."""
 
 import signal
 import subprocess
@@ -26,15 +26,15 @@ def run_both(store: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_both_modes_answer_until_they_are_stopped(
+def test_both_modes_serve_until_they_are_stopped(
     run_both: subprocess.Popen[str], stop: signal.Signals
 ) -> None:
     assert run_both.stdout is not None
-    shown: list[str] = []
-    while "Ctrl-C" not in "".join(shown[-1:]):
-        shown.append(run_both.stdout.readline())
-        assert shown[-1], run_both.communicate()
-    urls = {line.split()[-1] for line in shown if line.startswith("  $ curl")}
+    output: list[str] = []
+    while "Ctrl-C" not in "".join(output[-1:]):
+        output.append(run_both.stdout.readline())
+        assert output[-1], run_both.communicate()
+    urls = {line.split()[-1] for line in output if line.startswith("  $ curl")}
     assert len([url for url in urls if httpx.get(url).status_code == 405]) == 4
 
     run_both.send_signal(stop)
@@ -42,14 +42,14 @@ def test_both_modes_answer_until_they_are_stopped(
 
     assert run_both.returncode == 0
     assert errors == ""
-    assert sum('{"prediction":["setosa"]}' in line for line in shown) == 2
+    assert sum('{"prediction":["setosa"]}' in line for line in output) == 2
     for url in urls:
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)
 
 
-def test_a_stop_before_the_servers_are_up_leaves_none_behind(store: Path) -> None:
-    """Closing the terminal must not leave two servers on the ports of the next try."""
+def test_a_stop_during_the_start_leaves_no_server_running(store: Path) -> None:
+    """Closing the terminal must not leave two servers on the ports that the next run needs."""
     options = ["--model", str(store / "iris" / "1"), "--image-port=0", "--load-port=0"]
     with subprocess.Popen([sys.executable, "-m", "release", "run", *options]) as running:
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
@@ -62,7 +62,7 @@ def test_a_stop_before_the_servers_are_up_leaves_none_behind(store: Path) -> Non
     assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
     options = [f"--model={tmp_path}/mine/1", "--image-port=0", "--load-port=0"]
 
     ended = subprocess.run(
@@ -73,21 +73,19 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
 
     assert ended.returncode == 1
-    assert ended.stderr.startswith(f"MODEL: {tmp_path}/mine/1 is not there")
+    assert ended.stderr.startswith(f"MODEL: {tmp_path}/mine/1 does not exist")
 
 
-def test_a_model_without_labels_is_shown_too(
-    store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_without_labels_is_shown(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with start("model_in_image", store / "diabetes" / "1") as server:
         show(server.wait_until_ready().url, "here")
 
-    shown = capsys.readouterr().out
-    assert shown.startswith("here: diabetes 1, ")
-    assert "/predict/label" not in shown
+    output = capsys.readouterr().out
+    assert output.startswith("here: diabetes 1, ")
+    assert "/predict/label" not in output
 
 
-def test_a_server_that_does_not_start_says_why() -> None:
+def test_a_failed_start_is_reported_with_its_reason() -> None:
     with (
         start("model_load", "/nowhere/iris/1") as server,
         pytest.raises(ServerDidNotStart, match="/nowhere/iris/1"),
@@ -105,24 +103,27 @@ def predict(url: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_predict_without_a_server_says_how_to_start_one() -> None:
-    asked = predict("http://127.0.0.1:9")
+def test_predict_without_a_server_reports_how_to_start_one() -> None:
+    result = predict("http://127.0.0.1:9")
 
-    assert asked.returncode == 1
-    assert "make run" in asked.stderr
-    assert "Traceback" not in asked.stderr
+    assert result.returncode == 1
+    assert "make run" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_predict_shows_no_password(store: Path) -> None:
-    """What it prints is pasted into tickets, with the command for curl."""
+    """People paste its output into tickets, with the command for curl."""
     with start("model_in_image", store / "iris" / "1") as server:
         host = server.wait_until_ready().url.removeprefix("http://")
         done = predict(f"http://zquser:zq%2F@{host}")
-    away, broken = predict("http://zquser:zq@127.0.0.1:9"), predict("http://zquser:zq/zq@host")
+    unreachable, invalid = (
+        predict("http://zquser:zq@127.0.0.1:9"),
+        predict("http://zquser:zq/zq@host"),
+    )
 
     assert done.returncode == 0, done.stderr
     assert f"http://…@{host}/predict\n" in done.stdout
-    assert "http://…@127.0.0.1:9: " in away.stderr
-    assert "http://…@host: expected http://host:port" in broken.stderr
-    for one in (done, away, broken):
-        assert "zq" not in one.stdout + one.stderr
+    assert "http://…@127.0.0.1:9: " in unreachable.stderr
+    assert "http://…@host: expected http://host:port" in invalid.stderr
+    for result in (done, unreachable, invalid):
+        assert "zq" not in result.stdout + result.stderr

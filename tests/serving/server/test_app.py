@@ -1,4 +1,4 @@
-"""The application in this process: several of them, none with anything global."""
+"""The ASGI application, run inside the test process."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ from training.import_onnx import make_contract
 
 
 def app_of(artifact: Path) -> App:
-    """An application on its own settings, opening nothing yet."""
+    """An application with its own settings, whose model is not open yet."""
     return create_app(ModelInImageSettings(model_dir=artifact), artifact)
 
 
@@ -44,7 +44,7 @@ async def client_of(app: App) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def test_two_applications_in_one_process_share_nothing(store: Path) -> None:
-    async def ask() -> tuple[httpx.Response, httpx.Response]:
+    async def send_both() -> tuple[httpx.Response, httpx.Response]:
         iris, diabetes = app_of(store / "iris" / "1"), app_of(store / "diabetes" / "1")
         async with (
             iris.running(),
@@ -55,16 +55,16 @@ def test_two_applications_in_one_process_share_nothing(store: Path) -> None:
             body = {"data": ROWS}
             return await first.post("/predict", json=body), await second.post("/predict", json=body)
 
-    accepted, refused = asyncio.run(ask())
+    accepted, rejected = asyncio.run(send_both())
 
     assert accepted.status_code == 200
-    assert refused.json()["error"].startswith("data[0]: expected a list of 10 numbers")
+    assert rejected.json()["error"].startswith("data[0]: expected a list of 10 numbers")
 
 
-def test_an_application_is_not_ready_before_its_model_is(store: Path) -> None:
-    """Ready means that the golden rows came out right; nothing is answered for a default."""
+def test_an_application_is_not_ready_before_its_model_is_open(store: Path) -> None:
+    """Ready means that the golden rows were reproduced; until then there are no predictions."""
 
-    async def ask() -> list[httpx.Response]:
+    async def send_all() -> list[httpx.Response]:
         async with client_of(app_of(store / "iris" / "1")) as client:
             return [
                 await client.get("/v2/health/ready"),
@@ -73,7 +73,7 @@ def test_an_application_is_not_ready_before_its_model_is(store: Path) -> None:
                 await client.get("/v2/health/live"),
             ]
 
-    ready, prediction, metadata, live = asyncio.run(ask())
+    ready, prediction, metadata, live = asyncio.run(send_all())
 
     assert (ready.status_code, ready.json()) == (503, {"ready": False})
     assert prediction.status_code == metadata.status_code == 503
@@ -81,8 +81,10 @@ def test_an_application_is_not_ready_before_its_model_is(store: Path) -> None:
     assert live.status_code == 200
 
 
-def test_a_worker_opens_what_is_current_by_its_own_contract(store: Path, tmp_path: Path) -> None:
-    """A worker that starts late must not call one version's model by the other's name."""
+def test_a_worker_opens_the_served_version_with_the_contract_of_that_version(
+    store: Path, tmp_path: Path
+) -> None:
+    """A worker that starts late must not report the first version for a later model."""
     second = tmp_path / "iris" / "2"
     shutil.copytree(store / "iris" / "1", second)
     contract = read_contract(second)
@@ -90,22 +92,22 @@ def test_a_worker_opens_what_is_current_by_its_own_contract(store: Path, tmp_pat
     app = app_of(store / "iris" / "1")
     app.served_version.set(ServedVersion("2", str(second)))
 
-    async def ask() -> httpx.Response:
+    async def predict() -> httpx.Response:
         async with app.running(), client_of(app) as client:
             return await client.post("/predict", json={"data": ROWS})
 
-    assert asyncio.run(ask()).headers["model-version"] == "2"
+    assert asyncio.run(predict()).headers["model-version"] == "2"
 
 
-def test_a_wrong_file_is_refused_before_anything_is_opened(artifact: Path) -> None:
+def test_a_wrong_file_is_rejected_before_the_model_is_opened(artifact: Path) -> None:
     (artifact / "model.onnx").write_bytes(b"")
 
     with pytest.raises(ContractMismatch, match="sha256 expected"):
         app_of(artifact)
 
 
-def test_importing_the_server_loads_no_model_no_training_and_no_client_of_buckets() -> None:
-    """obstore hangs in workers that are forked from a process that has used it."""
+def test_importing_the_server_imports_neither_training_nor_a_bucket_client() -> None:
+    """obstore hangs in workers that are forked from a process that has used it; others are slow."""
     code = (
         "import sys, serving.server.gunicorn, model_in_image.source, model_load.source;"
         "print({'sklearn', 'skl2onnx', 'onnx', 'obstore', 'training'} & set(sys.modules))"
@@ -120,12 +122,12 @@ def test_importing_the_server_loads_no_model_no_training_and_no_client_of_bucket
 
 @pytest.fixture
 def gather(tmp_path: Path) -> Path:
-    """A model that looks rows of a table up, and fails on an index that is not in it."""
+    """A model that looks up rows of a table, and fails on an index outside of the table."""
     graph = helper.make_graph(
-        [helper.make_node("Gather", ["table", "index"], ["found"])],
+        [helper.make_node("Gather", ["table", "index"], ["row"])],
         "gather",
         [helper.make_tensor_value_info("index", TensorProto.INT64, ["N", 1])],
-        [helper.make_tensor_value_info("found", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("row", TensorProto.FLOAT, ["N", 1])],
         [helper.make_tensor("table", TensorProto.FLOAT, [3], [0.5, 1.5, 2.5])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -141,38 +143,36 @@ def gather(tmp_path: Path) -> Path:
     )
 
 
-def test_values_the_model_cannot_run_with_are_the_clients_mistake(
-    server: Start, gather: Path
-) -> None:
-    """No contract can foresee an index that is out of a table; nothing of it is logged."""
+def test_values_that_the_model_cannot_handle_return_400(server: Start, gather: Path) -> None:
+    """No contract describes the size of a table. The value is not logged: it is an input."""
     running = server(gather).wait_until_ready()
 
-    refused = httpx.post(f"{running.url}/predict", json={"data": [[4711]]})
-    answered = httpx.post(f"{running.url}/predict", json={"data": [[2]]})
+    rejected = httpx.post(f"{running.url}/predict", json={"data": [[4711]]})
+    accepted = httpx.post(f"{running.url}/predict", json={"data": [[2]]})
     running.stop()
 
-    assert refused.status_code == 400
-    assert refused.json() == {"error": "the model cannot run with these values"}
-    assert answered.json() == {"prediction": [[2.5]]}
+    assert rejected.status_code == 400
+    assert rejected.json() == {"error": "the model cannot run with these values"}
+    assert accepted.json() == {"prediction": [[2.5]]}
     assert "4711" not in "".join(running.logged)
 
 
-def test_a_fault_of_the_server_is_a_500_that_logs_no_input(
+def test_an_error_of_the_server_returns_500_and_logs_no_input(
     gather: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Said in the one form of errors, and counted."""
+    """The body has the form of all errors, and the request is counted."""
 
     def fail(*_: object) -> None:
         raise MemoryError(str(4700 + 11))
 
-    async def ask() -> list[httpx.Response]:
+    async def send_both() -> list[httpx.Response]:
         app = app_of(gather)
         async with app.running(), client_of(app) as client:
             monkeypatch.setattr(Model, "run", fail)
             failed = await client.post("/predict", json={"data": [[4711]]})
             return [failed, await client.get("/metrics")]
 
-    failed, metrics = asyncio.run(ask())
+    failed, metrics = asyncio.run(send_both())
 
     assert (failed.status_code, failed.json()) == (500, {"error": "internal error"})
     assert 'http_requests_total{endpoint="/predict",status="5xx"} 1.0' in metrics.text
@@ -180,8 +180,8 @@ def test_a_fault_of_the_server_is_a_500_that_logs_no_input(
     assert "4711" not in JsonFormatter().format(record)
 
 
-def test_a_log_is_one_json_object_a_line(server: Start) -> None:
-    """No line of a library's own, from the first to the last."""
+def test_a_log_has_one_json_object_per_line(server: Start) -> None:
+    """No library writes lines in its own format, from the start to the end."""
     running = server().wait_until_ready()
     httpx.post(f"{running.url}/predict", json={"data": ROWS})
     running.stop()
@@ -191,31 +191,33 @@ def test_a_log_is_one_json_object_a_line(server: Start) -> None:
     assert events == ["listening", "model_loaded", "stopped"]
 
 
-def test_a_start_waits_for_no_import_of_what_is_asked_now_and_then() -> None:
-    """FastAPI took as long to import as all else together; the first request for it imports it."""
+def test_the_start_does_not_import_fastapi_or_the_metrics_library() -> None:
+    """FastAPI takes as long as all other imports together, so the first request imports it."""
     code = "import sys, serving.server.gunicorn, model_in_image.source, model_load.source\n"
     code += "print({'fastapi', 'prometheus_client', 'obstore'} & set(sys.modules))"
 
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
 
-    assert ran.stdout == "set()\n"
+    assert result.stdout == "set()\n"
 
 
-def test_what_could_not_be_made_is_made_by_the_next_request(
+def test_fastapi_is_imported_by_the_next_request_if_the_first_import_failed(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too little memory for a moment must not last."""
+    """A short lack of memory must not break these paths for ever."""
     app = app_of(store / "iris" / "1")
-    make, failures = App._create_fastapi_app, [MemoryError()]  # noqa: SLF001 - it cannot fail otherwise
+    create, failures = App._create_fastapi_app, [MemoryError()]  # noqa: SLF001 - it cannot fail otherwise
 
     def fail_once(self: App) -> ASGIApp:
         if failures:
             raise failures.pop()
-        return make(self)
+        return create(self)
 
     monkeypatch.setattr(App, "_create_fastapi_app", fail_once)
 
-    async def ask_twice() -> list[httpx.Response]:
+    async def send_two() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
             app.running(),
@@ -223,19 +225,19 @@ def test_what_could_not_be_made_is_made_by_the_next_request(
         ):
             return [await client.get("/metadata"), await client.get("/metadata")]
 
-    first, second = asyncio.run(ask_twice())
+    first, second = asyncio.run(send_two())
 
     assert first.json() == {"error": "internal error"}
     assert second.status_code == 200
 
 
-def test_every_path_of_fastapi_is_counted_under_its_name() -> None:
-    """What counts is there before FastAPI is."""
+def test_the_list_of_fastapi_paths_is_complete() -> None:
+    """Counters are allocated before the fork, and FastAPI is imported after it."""
     batcher = Batcher(Metrics(Counters(1)), max_rows=1)
     routers = [
         routes.description(batcher), routes.open_inference(batcher), routes.documentation(),
         routes.page(),
     ]  # fmt: skip
-    found = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    served = [route for router in routers for route in router.routes if isinstance(route, Route)]
 
-    assert {"/openapi.json", *(route.path for route in found)} == set(FASTAPI_PATHS)
+    assert {"/openapi.json", *(route.path for route in served)} == set(FASTAPI_PATHS)
