@@ -1,4 +1,4 @@
-"""The process: it starts with a right model only, and ends without losing a request."""
+"""The server process: it starts only with a valid model, and stops without losing a request."""
 
 import contextlib
 import json
@@ -28,15 +28,15 @@ BODY = json.dumps({"data": ROWS}).encode()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 
 
-def read_one_answer(connection: socket.socket) -> None:
-    """An answer of a prediction; its head and its body may come one by one."""
-    answer = b""
-    while not answer.endswith(b"]]}"):
-        answer += connection.recv(65536)
+def read_one_response(connection: socket.socket) -> None:
+    """Read the response to a prediction; head and body may arrive separately."""
+    response = b""
+    while not response.endswith(b"]]}"):
+        response += connection.recv(65536)
 
 
 def read_to_the_end(connection: socket.socket) -> bytes:
-    """Everything until the server closes the connection."""
+    """Read everything until the server closes the connection."""
     pieces = []
     while piece := connection.recv(65536):
         pieces.append(piece)
@@ -73,11 +73,11 @@ def wrong_golden_row(artifact: Path) -> None:
 
 def newer_opset(artifact: Path) -> None:
     identity = helper.make_node("Identity", ["input"], ["probabilities"])
-    given, made = (
+    input_info, output_info = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4])
         for name in ("input", "probabilities")
     )
-    graph = helper.make_graph([identity], "new", [given], [made])
+    graph = helper.make_graph([identity], "new", [input_info], [output_info])
     opsets = [helper.make_opsetid("", 99)]
     put_model(artifact, helper.make_model(graph, opset_imports=opsets, ir_version=10))
     file = read_contract(artifact).model
@@ -119,27 +119,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_wrong_artifact_stops_the_start_with_one_message(
+def test_an_invalid_artifact_stops_the_start_with_one_message(
     server: Start, artifact: Path, case: str
 ) -> None:
-    """Status, text and no traceback: an operator reads why, once, with two workers too."""
-    damage, said = DAMAGE[case]
+    """An operator reads the reason once, without a traceback, also with two workers."""
+    damage, expected = DAMAGE[case]
     damage(artifact)
 
     stopped = server(artifact, WORKERS="2")
 
     assert stopped.wait() != 0
     log = "".join(stopped.logged)
-    assert [part for part in said if part not in log] == []
+    assert [part for part in expected if part not in log] == []
     assert log.count("does not start. ContractMismatch") == 1
     assert len(stopped.events("stopped")) <= 1
     assert "Traceback" not in log
 
 
 def test_all_mismatches_are_in_one_message(server: Start, artifact: Path) -> None:
-    """File, tensor and golden row at once: nobody mends them one start at a time."""
+    """File, tensor, and golden row at once: nobody wants one start for each of them."""
     flipped = onnx.load(artifact / "model.onnx")
-    flipped.doc_string = "other bytes, same answers"
+    flipped.doc_string = "other bytes, same predictions"
     (artifact / "model.onnx").write_bytes(flipped.SerializeToString())
     another_shape(artifact)
     wrong_golden_row(artifact)
@@ -153,17 +153,17 @@ def test_all_mismatches_are_in_one_message(server: Start, artifact: Path) -> Non
     assert "[1,2] expected" in log
 
 
-def test_the_contract_may_be_pinned(server: Start, artifact: Path) -> None:
+def test_a_server_starts_only_with_the_pinned_contract(server: Start, artifact: Path) -> None:
     """A release is {image, contract}: labels and golden rows are pinned with it."""
-    right = sha256_of(artifact / "contract.json")
+    actual = sha256_of(artifact / "contract.json")
 
-    assert server(artifact, CONTRACT_SHA256=right).wait_until_ready()
-    stopped = server(artifact, CONTRACT_SHA256=right[::-1])
+    assert server(artifact, CONTRACT_SHA256=actual).wait_until_ready()
+    stopped = server(artifact, CONTRACT_SHA256=actual[::-1])
     assert stopped.wait() != 0
-    assert f"contract.json: sha256 expected {right[::-1]}, got {right}" in "".join(stopped.logged)
+    assert f"contract.json: sha256 expected {actual[::-1]}, got {actual}" in "".join(stopped.logged)
 
 
-def test_every_wrong_setting_is_named_at_once(server: Start) -> None:
+def test_all_invalid_settings_are_named_at_once(server: Start) -> None:
     stopped = server(
         "", PORT="http", WORKERS="0", LOG_LEVEL="loud", DRAIN_SECONDS="soon", CONTRACT_SHA256="1"
     )
@@ -176,17 +176,17 @@ def test_every_wrong_setting_is_named_at_once(server: Start) -> None:
     assert "got 'http'" in log
 
 
-def test_a_missing_source_is_named(mode: str) -> None:
-    """Neither mode falls back to some other model, ever."""
+def test_a_missing_model_setting_is_named(mode: str) -> None:
+    """Neither mode falls back to another model."""
     (setting,) = source(mode, "")
     clean = {"PATH": os.environ["PATH"]}
 
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", mode], env=clean, capture_output=True, text=True, check=False
     )
 
-    assert ended.returncode == 1
-    assert re.search(f"- {setting}( or MODEL_DIR)?: expected .*to be set", ended.stderr)
+    assert result.returncode == 1
+    assert re.search(f"- {setting}( or MODEL_DIR)?: expected .*to be set", result.stderr)
 
 
 def test_a_taken_port_is_named(server: Start) -> None:
@@ -199,30 +199,30 @@ def test_a_taken_port_is_named(server: Start) -> None:
 
 
 @pytest.mark.parametrize("sent_before", [7, len(HEAD) - 2, len(HEAD), len(HEAD) + 9])
-def test_term_answers_a_request_it_began_to_read(server: Start, sent_before: int) -> None:
-    """Half a head, half a body: what was begun is answered, then the connection closes."""
+def test_term_answers_a_request_that_was_partly_received(server: Start, sent_before: int) -> None:
+    """Half a head or half a body: the request is completed, then the connection closes."""
     running = server().wait_until_ready()
     request = HEAD + BODY
     with connect(running.url) as connection, connect(running.url) as idle:
-        # Answered once, so that it is known to be accepted; then half of the next.
+        # A complete request first, so that the connection is accepted; then half of another one.
         connection.sendall(request)
-        read_one_answer(connection)
+        read_one_response(connection)
         connection.sendall(request[:sent_before])
         wait_until_read(connection)
 
         running.process.send_signal(signal.SIGTERM)
-        assert idle.recv(1) == b""  # closed: the drain is under way
+        assert idle.recv(1) == b""  # Closed: the drain has begun.
         connection.sendall(request[sent_before:])
-        answer = read_to_the_end(connection)
+        response = read_to_the_end(connection)
 
-    assert answer.startswith(b"HTTP/1.1 200 OK")
-    assert b"connection: close" in answer
-    assert answer.count(b'{"prediction":') == 1
+    assert response.startswith(b"HTTP/1.1 200 OK")
+    assert b"connection: close" in response
+    assert response.count(b'{"prediction":') == 1
     assert running.wait() == 0
 
 
-def test_term_ends_within_drain_seconds_however_slow_a_client_is(server: Start) -> None:
-    """A client that never finishes must not keep a pod from ending."""
+def test_term_stops_within_drain_seconds_if_a_client_never_finishes(server: Start) -> None:
+    """A slow client must not keep a pod from stopping."""
     running = server(DRAIN_SECONDS="2").wait_until_ready()
     with connect(running.url) as never_finished:
         never_finished.sendall(HEAD)
@@ -235,7 +235,7 @@ def test_term_ends_within_drain_seconds_however_slow_a_client_is(server: Start) 
 
 
 def test_term_answers_every_request_in_flight_in_every_worker(server: Start) -> None:
-    """A rolling update must not cost one request."""
+    """A rolling update must not lose a request."""
     running = server(WORKERS="2").wait_until_ready()
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(running.url)) for _ in range(32)]
@@ -247,18 +247,18 @@ def test_term_answers_every_request_in_flight_in_every_worker(server: Start) -> 
         running.process.send_signal(signal.SIGTERM)
         for client in clients:
             client.sendall(BODY[-1:])
-        answers = [read_to_the_end(client) for client in clients]
+        responses = [read_to_the_end(client) for client in clients]
 
-    assert [answer for answer in answers if not answer.startswith(b"HTTP/1.1 200 OK")] == []
-    assert all(answer.endswith(b"]]}") for answer in answers)
+    assert [each for each in responses if not each.startswith(b"HTTP/1.1 200 OK")] == []
+    assert all(each.endswith(b"]]}") for each in responses)
     assert running.wait() == 0
 
 
 @pytest.mark.parametrize("moment", ["at once", "while it imports", "while the model is opened"])
-def test_term_before_the_server_is_up_ends_at_once(
+def test_term_during_the_start_stops_at_once(
     server: Start, store: Path, moment: str, artifact: Path
 ) -> None:
-    """PID 1 has no default for TERM, so a start that cannot be stopped is a pod that hangs."""
+    """The kernel ignores TERM for PID 1 without a handler, and a pod would hang while it stops."""
     if moment == "while the model is opened":
         put_slow_model(artifact)
         starting = server(artifact)
@@ -284,7 +284,7 @@ def wait_for_event(logged: list[str], event: str) -> None:
 
 
 def wait_for_mapped_file(pid: int, part: str) -> None:
-    """Wait until a process has mapped a library: it is that far in its imports."""
+    """Wait until a process has mapped a library: it is in the middle of its imports."""
     deadline = time.monotonic() + 30
     while part not in Path(f"/proc/{pid}/maps").read_text():
         assert time.monotonic() < deadline
@@ -309,14 +309,14 @@ def put_slow_model(artifact: Path) -> None:
         ],
     )
     contract: Contract = read_contract(artifact)
-    (given,), (made,) = contract.inputs, contract.outputs
-    loop = helper.make_node("Loop", ["times", "true", given.name], ["looped"], body=body)
-    columns = helper.make_node("Slice", ["looped", "zero", "three", "one"], [made.name])
+    (model_input,), (model_output,) = contract.inputs, contract.outputs
+    loop = helper.make_node("Loop", ["times", "true", model_input.name], ["looped"], body=body)
+    columns = helper.make_node("Slice", ["looped", "zero", "three", "one"], [model_output.name])
     graph = helper.make_graph(
         [loop, columns],
         "slow",
-        [helper.make_tensor_value_info(given.name, TensorProto.FLOAT, ["N", 4])],
-        [helper.make_tensor_value_info(made.name, TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info(model_input.name, TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info(model_output.name, TensorProto.FLOAT, ["N", 3])],
         [
             onnx.numpy_helper.from_array(np.array(10_000_000), "times"),
             onnx.numpy_helper.from_array(np.array(1), "true_number"),
@@ -331,8 +331,8 @@ def put_slow_model(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_int_drains_as_term_does(server: Start, number: signal.Signals) -> None:
-    """Supervisors send either; waiting for gunicorn's kill would cost 20 s and the requests."""
+def test_int_and_quit_drain_like_term(server: Start, number: signal.Signals) -> None:
+    """Supervisors send them. Without a handler gunicorn kills the requests after 20 s."""
     running = server().wait_until_ready()
     with connect(running.url) as client:
         client.sendall((HEAD + BODY)[:-1])
@@ -347,39 +347,39 @@ def test_int_drains_as_term_does(server: Start, number: signal.Signals) -> None:
     assert time.monotonic() - started < 10
 
 
-def test_a_pooled_connection_gets_a_last_answer_at_term(server: Start) -> None:
-    """A client that reuses its connection is told to go elsewhere, not reset."""
+def test_a_pooled_connection_gets_a_last_response_at_term(server: Start) -> None:
+    """A client that reuses its connection gets `Connection: close`, not a reset."""
     running = server().wait_until_ready()
     with connect(running.url) as pooled, connect(running.url) as idle:
         pooled.sendall(HEAD + BODY)
-        read_one_answer(pooled)
-        # One more that stays open, so that it is known when the drain has begun.
+        read_one_response(pooled)
+        # A second request stays incomplete, so the drain lasts until it is completed.
         idle.sendall((HEAD + BODY)[:-1])
         wait_until_read(idle)
 
         running.process.send_signal(signal.SIGTERM)
         pooled.sendall(HEAD + BODY)
-        answer = read_to_the_end(pooled)
+        response = read_to_the_end(pooled)
         idle.sendall(BODY[-1:])
 
-    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert response.startswith(b"HTTP/1.1 200 OK")
     assert running.wait() == 0
 
 
-def test_workers_end_with_a_master_that_was_killed(server: Start) -> None:
+def test_workers_stop_when_their_master_is_killed(server: Start) -> None:
     """They would keep the port, and an old model, for ever."""
     running = server().wait_until_ready()
 
     running.process.kill()
 
-    def refuses() -> bool:
+    def is_stopped() -> bool:
         try:
             httpx.get(f"{running.url}/health", timeout=5)
         except httpx.TransportError:
             return True
         return False
 
-    wait_until(refuses)
+    wait_until(is_stopped)
 
 
 def test_a_killed_worker_is_replaced(server: Start) -> None:
@@ -393,10 +393,10 @@ def test_a_killed_worker_is_replaced(server: Start) -> None:
     assert httpx.post(f"{running.url}/predict", content=BODY).status_code == 200
 
 
-def test_a_replacement_that_cannot_open_the_model_ends_no_healthy_worker(
+def test_a_new_worker_that_cannot_open_the_model_does_not_stop_healthy_workers(
     server: Start, artifact: Path
 ) -> None:
-    """gunicorn takes a failed start for a reason to stop everything; it tries again instead."""
+    """gunicorn would stop all workers after a failed start; the new worker retries instead."""
     running = server(artifact, WORKERS="2").wait_until_ready()
 
     wait_until(lambda: len(workers(running.url)) == 2)
@@ -414,7 +414,7 @@ def test_a_replacement_that_cannot_open_the_model_ends_no_healthy_worker(
 
 
 def test_the_management_port_alone_has_metrics_and_inventory(server: Start) -> None:
-    """A list of every library's version is not for the predict port."""
+    """The versions of all libraries are not for clients of the prediction port."""
     running = server(MANAGEMENT_PORT="0").wait_until_ready()
     assert running.management_url is not None
 
@@ -424,21 +424,21 @@ def test_the_management_port_alone_has_metrics_and_inventory(server: Start) -> N
     for path in ("/health", "/v2/health/live", "/v2/health/ready"):
         assert httpx.get(running.management_url + path).status_code == 200
         assert httpx.get(running.url + path).status_code == 200
-    refused = httpx.post(f"{running.management_url}/predict", content=BODY)
-    assert refused.json() == {"error": "/predict: no such path"}
+    rejected = httpx.post(f"{running.management_url}/predict", content=BODY)
+    assert rejected.json() == {"error": "/predict: no such path"}
     assert httpx.get(running.management_url).status_code == 404
     assert httpx.get(running.url).status_code == 200
 
 
-def test_one_port_for_two_things_is_refused(server: Start) -> None:
+def test_the_same_port_for_predictions_and_management_is_rejected(server: Start) -> None:
     stopped = server(PORT="8123", MANAGEMENT_PORT="8123")
 
     assert stopped.wait() == 1
     assert "MANAGEMENT_PORT: expected another port than PORT, got 8123" in "".join(stopped.logged)
 
 
-def test_nothing_is_written_but_to_memory(server: Start, tmp_path: Path) -> None:
-    """The root file system is read-only in a cluster, and onnxruntime must not report home."""
+def test_the_server_writes_no_files(server: Start, tmp_path: Path) -> None:
+    """The root file system is read-only in a cluster, and onnxruntime must send no telemetry."""
     temporary = tmp_path / "temporary"
     (tmp_path / "home").mkdir()
     temporary.mkdir()
@@ -453,52 +453,55 @@ def test_nothing_is_written_but_to_memory(server: Start, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_usr1_sends_clients_elsewhere_and_answers_on(server: Start, count: str) -> None:
-    """A pod that is about to end still gets traffic; clients must not pool its connections."""
+def test_after_usr1_the_server_closes_each_connection_and_keeps_serving(
+    server: Start, count: str
+) -> None:
+    """A pod that will stop still gets requests; clients must not pool its connections."""
     running = server(WORKERS=count).wait_until_ready()
     wait_until(lambda: len(workers(running.url)) == int(count))
     with contextlib.ExitStack() as stack:
-        # So many that each worker has some.
+        # So many that each worker gets some of them.
         pooled = [stack.enter_context(connect(running.url)) for _ in range(8 * int(count))]
-        for one in pooled:
-            one.sendall(HEAD + BODY)
-            read_one_answer(one)
+        for connection in pooled:
+            connection.sendall(HEAD + BODY)
+            read_one_response(connection)
 
         running.process.send_signal(signal.SIGUSR1)
         wait_until(lambda: each_worker_closes(running.url, int(count)))
-        for one in pooled:
-            one.sendall(HEAD + BODY)
-        answers = [read_to_the_end(one) for one in pooled]
+        for connection in pooled:
+            connection.sendall(HEAD + BODY)
+        responses = [read_to_the_end(connection) for connection in pooled]
 
-    for answer in answers:
-        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert answer.count(b"connection: close\r\n") == 1
-        assert answer.count(b'{"prediction":') == 1
-        assert answer.endswith(b"]]}")
-    # uvicorn makes its default headers anew each second, and the date is one of them.
+    for response in responses:
+        assert response.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert response.count(b"connection: close\r\n") == 1
+        assert response.count(b'{"prediction":') == 1
+        assert response.endswith(b"]]}")
+    # uvicorn creates its default headers again each second, `date` among them. The header that
+    # the server added must be in each of them.
     dates: dict[int, set[str]] = {}
 
-    def each_worker_made_them_twice() -> bool:
+    def each_worker_created_them_twice() -> bool:
         for pid, date, closes in new_connections(running.url, 5):
             assert closes == "close"
             dates.setdefault(pid, set()).add(date)
         return [len(seen) >= 3 for seen in dates.values()] == [True] * int(count)
 
-    wait_until(each_worker_made_them_twice)
+    wait_until(each_worker_created_them_twice)
     assert running.stop() == 0
 
 
 def each_worker_closes(url: str, count: int) -> bool:
-    told = {(pid, closes) for pid, _, closes in new_connections(url, 10 * count)}
-    return len(told) == count and {closes for _, closes in told} == {"close"}
+    workers_seen = {(pid, closes) for pid, _, closes in new_connections(url, 10 * count)}
+    return len(workers_seen) == count and {closes for _, closes in workers_seen} == {"close"}
 
 
 def new_connections(url: str, number: int) -> list[tuple[int, str, str | None]]:
-    """Of each: which worker accepted it, the date of its answer, what becomes of it."""
+    """The pid of the worker, the date, and the `Connection` header of each response."""
     none_kept = httpx.Limits(max_keepalive_connections=0)
     with httpx.Client(base_url=url, limits=none_kept, timeout=20) as client:
-        answers = [client.get("/inventory") for _ in range(number)]
+        responses = [client.get("/inventory") for _ in range(number)]
     return [
-        (answer.json()["pid"], answer.headers["date"], answer.headers.get("connection"))
-        for answer in answers
+        (response.json()["pid"], response.headers["date"], response.headers.get("connection"))
+        for response in responses
     ]

@@ -1,4 +1,4 @@
-"""However a request comes, in one piece or byte by byte, alone or behind others: one answer."""
+"""The HTTP protocol: requests in any number of packets, pipelines, upgrades, and disconnects."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ BODY = json.dumps({"data": ROWS}).encode()
 
 
 @dataclass
-class Answer:
-    """An answer as it was read. headers: by their names."""
+class Response:
+    """A response that was read from a connection, with its headers by name."""
 
     status: int
     headers: dict[str, str]
@@ -50,64 +50,64 @@ def request(
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def read_answer(stream: BinaryIO) -> Answer:
+def read_response(stream: BinaryIO) -> Response:
     status = int(stream.readline().split()[1])
     lines = list(iter(stream.readline, b"\r\n"))
     pairs = [line.decode().rstrip().split(": ", 1) for line in lines]
-    headers = {name: value for name, value in pairs}  # noqa: C416 - two of one name are a mistake
+    headers = {name: value for name, value in pairs}  # noqa: C416 - a repeated name is an error
     assert len(headers) == len(pairs)
-    return Answer(status, headers, json.loads(stream.read(int(headers["content-length"]))))
+    return Response(status, headers, json.loads(stream.read(int(headers["content-length"]))))
 
 
-def read_answers(connection: socket, count: int) -> list[Answer]:
+def read_responses(connection: socket, count: int) -> list[Response]:
     with connection.makefile("rb") as stream:
-        return [read_answer(stream) for _ in range(count)]
+        return [read_response(stream) for _ in range(count)]
 
 
 def split_everywhere(
     connection: socket, data: bytes, count: int, splits: Iterable[int] = ()
-) -> list[list[Answer]]:
-    """Send data again and again, in two packets split at each position; return all answers."""
+) -> list[list[Response]]:
+    """Send data repeatedly, in two packets split at each position; return all responses."""
     connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    answers = []
+    responses = []
     for split in splits or range(1, len(data)):
         connection.sendall(data[:split])
         wait_until_read(connection)
         connection.sendall(data[split:])
-        answers.append(read_answers(connection, count))
-    return answers
+        responses.append(read_responses(connection, count))
+    return responses
 
 
-def predictions(answers: list[Answer]) -> list[Any]:
-    assert [answer.status for answer in answers] == [200] * len(answers)
-    return [answer.body["prediction"] for answer in answers]
+def predictions(responses: list[Response]) -> list[Any]:
+    assert [response.status for response in responses] == [200] * len(responses)
+    return [response.body["prediction"] for response in responses]
 
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/iris/infer"])
-def test_a_request_in_pieces_is_answered_as_one_that_came_whole(
+def test_a_request_in_several_packets_gets_the_same_response_as_in_one(
     iris: httpx.Client, path: str
 ) -> None:
-    """Whichever way it takes through the server, also for one that is refused."""
+    """On the fast path and through ASGI, also for a request that is rejected."""
     data = {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": ROWS[0]}
     body = BODY if path == "/predict" else json.dumps({"inputs": [data]}).encode()
     for content, status in ((body, 200), (body[:-1], 400)):
-        whole = request("X-Request-ID: one", body=content, path=path)
-        found = []
+        whole = request("X-Request-ID: id", body=content, path=path)
+        responses = []
         for cuts in ([], [9], [whole.index(b"\r\n\r\n") + 4], [len(whole) - 1], [20, 90, 110]):
             with connect(str(iris.base_url)) as connection:
                 for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
                     connection.sendall(whole[start:end])
                     wait_until_read(connection)
-                found += read_answers(connection, 1)
-        for answer in found:
-            answer.headers.pop("date")
-            assert answer == found[0]
-        assert found[0].status == status
-        assert found[0].headers["x-request-id"] == "one"
+                responses += read_responses(connection, 1)
+        for response in responses:
+            response.headers.pop("date")
+            assert response == responses[0]
+        assert responses[0].status == status
+        assert responses[0].headers["x-request-id"] == "id"
 
 
-def test_requests_behind_each_other_are_answered_in_order(iris: httpx.Client) -> None:
-    """Hot ones, one that is refused, one that is not hot, and one larger than a buffer."""
+def test_pipelined_requests_are_answered_in_order(iris: httpx.Client) -> None:
+    """On the fast path: accepted, rejected, and larger than a buffer. Through ASGI: health."""
     large = b'{"data": [%b]}' % b",".join([b"[5.1, 3.5, 1.4, 0.20000000000000000000]"] * 1000)
     bodies = [BODY, b"{", BODY, large + b" " * 100_000, BODY]
     sent = [request(f"X-Request-ID: {number}", body=body) for number, body in enumerate(bodies)]
@@ -115,23 +115,23 @@ def test_requests_behind_each_other_are_answered_in_order(iris: httpx.Client) ->
     with connect(str(iris.base_url)) as connection:
         sender = threading.Thread(target=connection.sendall, args=(b"".join(sent),))
         sender.start()
-        found = read_answers(connection, len(sent))
+        responses = read_responses(connection, len(sent))
         sender.join()
 
-    asked = [answer.headers["x-request-id"] for answer in found]
-    assert asked == ["0", "1", "health", "2", "3", "4"]
-    assert [answer.status for answer in found] == [200, 400, 200, 200, 200, 200]
-    assert len(found[4].body["prediction"]) == 1000
+    ids = [response.headers["x-request-id"] for response in responses]
+    assert ids == ["0", "1", "health", "2", "3", "4"]
+    assert [response.status for response in responses] == [200, 400, 200, 200, 200, 200]
+    assert len(responses[4].body["prediction"]) == 1000
 
 
-def test_many_requests_behind_each_other_are_answered(iris: httpx.Client) -> None:
-    """However many come in one piece, each is answered after the one before, not within it."""
+def test_many_pipelined_requests_do_not_exhaust_the_stack(iris: httpx.Client) -> None:
+    """Each is handled after the response to the request before it, not from within it."""
     bad = request(body=b"{")
     with connect(str(iris.base_url)) as connection:
         connection.sendall(request() + bad * 700)
-        found = read_answers(connection, 701)
+        responses = read_responses(connection, 701)
 
-    assert [answer.status for answer in found] == [200] + [400] * 700
+    assert [response.status for response in responses] == [200] + [400] * 700
 
 
 def test_a_large_packet_that_ends_within_a_head_is_accepted(iris: httpx.Client) -> None:
@@ -142,9 +142,9 @@ def test_a_large_packet_that_ends_within_a_head_is_accepted(iris: httpx.Client) 
             connection.sendall(large + small[:20])
             wait_until_read(connection)
             connection.sendall(small[20:])
-            answers = read_answers(connection, 2)
+            responses = read_responses(connection, 2)
 
-            assert [answer.status for answer in answers] == [200, 200]
+            assert [response.status for response in responses] == [200, 200]
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def test_a_large_packet_that_ends_within_a_head_is_accepted(iris: httpx.Client) 
 def test_the_connection_of_a_last_request_is_closed(iris: httpx.Client, last: bytes) -> None:
     with connect(str(iris.base_url)) as connection:
         connection.sendall(last)
-        (answer,) = read_answers(connection, 1)
+        (response,) = read_responses(connection, 1)
 
-        assert answer.headers["connection"] == "close"
+        assert response.headers["connection"] == "close"
         assert connection.recv(1) == b""
 
 
-def test_who_waits_to_be_told_to_send_the_body_is_told(iris: httpx.Client) -> None:
-    """curl does so with a large body."""
+def test_a_client_that_waits_for_100_continue_gets_it(iris: httpx.Client) -> None:
+    """curl waits for it before it sends a large body."""
     whole = request("Expect: 100-continue")
     with connect(str(iris.base_url)) as connection, connection.makefile("rb") as stream:
         connection.sendall(whole[: -len(BODY)])
@@ -168,11 +168,11 @@ def test_who_waits_to_be_told_to_send_the_body_is_told(iris: httpx.Client) -> No
         assert stream.readline() == b"\r\n"
         connection.sendall(BODY)
 
-        assert read_answer(stream).status == 200
+        assert read_response(stream).status == 200
 
 
-class Held:
-    """A server in this process whose model runs until it is let go."""
+class HeldServer:
+    """A server in this process whose model does not return until `may_end` is set."""
 
     def __init__(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         directory = store / "iris" / "1"
@@ -183,19 +183,19 @@ class Held:
         self.runs, self.may_end = threading.Event(), threading.Event()
         run = Model.run
 
-        def held(model: Model, *asked: Any) -> list[Array]:
+        def run_when_allowed(model: Model, *arguments: Any) -> list[Array]:
             self.runs.set()
             assert self.may_end.wait(20)
-            return run(model, *asked)
+            return run(model, *arguments)
 
-        monkeypatch.setattr(Model, "run", held)
-        # So that it runs in the thread.
+        monkeypatch.setattr(Model, "run", run_when_allowed)
+        # Every run goes to the thread, so the event loop is free while the model runs.
         monkeypatch.setattr("serving.inference.batcher._MAX_INLINE_SECONDS", 0)
 
-    def serve(self, act: Callable[[BinaryIO], list[Answer]]) -> list[Answer]:
-        """Ask a question, let others act while the model runs, and return what they got."""
+    def serve(self, act: Callable[[BinaryIO], list[Response]]) -> list[Response]:
+        """Send a request, call act() while the model runs, and return the responses of act()."""
 
-        async def serve() -> list[Answer]:
+        async def serve() -> list[Response]:
             self.loop = loop = asyncio.get_running_loop()
             config = Config(
                 self.app, lifespan="off", ws="none", log_config=None, proxy_headers=False
@@ -207,14 +207,14 @@ class Held:
             async with self.app.running(), listening:
                 port = listening.sockets[0].getsockname()[1]
                 self.url = f"http://127.0.0.1:{port}"
-                found = await asyncio.to_thread(self._ask, act)
+                responses = await asyncio.to_thread(self._act_during_a_run, act)
                 self.may_end.set()
                 await asyncio.to_thread(wait_until, lambda: not self.state.tasks)
-            return found
+            return responses
 
         return asyncio.run(serve())
 
-    def _ask(self, act: Callable[[BinaryIO], list[Answer]]) -> list[Answer]:
+    def _act_during_a_run(self, act: Callable[[BinaryIO], list[Response]]) -> list[Response]:
         with connect(self.url) as connection:
             connection.sendall(request())
             assert self.runs.wait(20)
@@ -222,28 +222,28 @@ class Held:
                 return act(stream)
 
 
-def test_who_is_left_at_the_end_of_a_drain_is_told(
+def test_a_request_that_outlasts_the_drain_gets_503(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uvicorn cancels what has not ended in time."""
-    held = Held(store, monkeypatch)
+    """uvicorn cancels the tasks that have not ended in time."""
+    held = HeldServer(store, monkeypatch)
 
-    def cancel(stream: BinaryIO) -> list[Answer]:
-        (left,) = held.state.tasks
+    def cancel(stream: BinaryIO) -> list[Response]:
+        (remaining,) = held.state.tasks
         assert held.loop
-        held.loop.call_soon_threadsafe(left.cancel, "the drain is over")
-        return [read_answer(stream)]
+        held.loop.call_soon_threadsafe(remaining.cancel, "the drain is over")
+        return [read_response(stream)]
 
-    (answer,) = held.serve(cancel)
+    (response,) = held.serve(cancel)
 
-    assert answer.status == 503
-    assert answer.body == {"error": "the server stopped before the request was complete"}
+    assert response.status == 503
+    assert response.body == {"error": "the server stopped before the request was complete"}
 
 
-def test_who_went_away_leaves_nothing_behind(
+def test_a_disconnected_client_leaves_no_task_behind(
     store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    held = Held(store, monkeypatch)
+    held = HeldServer(store, monkeypatch)
 
     assert held.serve(lambda _: []) == []
 
@@ -251,42 +251,42 @@ def test_who_went_away_leaves_nothing_behind(
     assert caplog.records == []
 
 
-def test_whoever_makes_the_server_close_the_connection_is_no_hindrance(
+def test_invalid_bytes_after_a_request_do_not_fail_other_clients(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind two requests that share a run with others comes what is no HTTP."""
-    held = Held(store, monkeypatch)
+    """Two requests that are batched with others are followed by bytes that are not HTTP."""
+    held = HeldServer(store, monkeypatch)
 
-    def nonsense(stream: BinaryIO) -> list[Answer]:
+    def nonsense(stream: BinaryIO) -> list[Response]:
         with connect(held.url) as hostile, connect(held.url) as neighbour:
             hostile.sendall(request() * 2 + b"nonsense\r\n\r\n")
             neighbour.sendall(request())
             wait_until_read(neighbour)
             assert hostile.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
             held.may_end.set()
-            return [read_answer(stream), *read_answers(neighbour, 1)]
+            return [read_response(stream), *read_responses(neighbour, 1)]
 
-    assert [answer.status for answer in held.serve(nonsense)] == [200, 200]
+    assert [response.status for response in held.serve(nonsense)] == [200, 200]
     assert not held.state.tasks
 
 
-def test_another_method_is_refused_before_its_body_has_come(iris: httpx.Client) -> None:
+def test_another_method_is_rejected_before_its_body_arrives(iris: httpx.Client) -> None:
     with connect(str(iris.base_url)) as connection:
         connection.sendall(request().replace(b"POST", b"PUT")[: -len(BODY)])
-        (answer,) = read_answers(connection, 1)
+        (response,) = read_responses(connection, 1)
 
-    assert answer.status == 405
+    assert response.status == 405
 
 
-def test_what_is_behind_a_chunked_body_are_no_headers(iris: httpx.Client) -> None:
+def test_trailers_of_a_chunked_body_are_not_headers(iris: httpx.Client) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
     with connect(str(iris.base_url)) as connection:
         connection.sendall(
             head + b"%x\r\n%b\r\n0\r\nContent-Encoding: br\r\n\r\n" % (len(BODY), BODY)
         )
-        (answer,) = read_answers(connection, 1)
+        (response,) = read_responses(connection, 1)
 
-    assert answer.status == 200
+    assert response.status == 200
 
 
 @pytest.mark.parametrize(
@@ -306,9 +306,9 @@ def test_upgrade_is_ignored_in_every_request_of_a_pipeline(
     expected = [iris.post("/predict", content=body).json()["prediction"] for body in bodies]
 
     with connect(str(iris.base_url)) as connection:
-        answers = split_everywhere(connection, pipeline, len(bodies))
+        responses = split_everywhere(connection, pipeline, len(bodies))
 
-    for each in answers:
+    for each in responses:
         np.testing.assert_allclose(predictions(each), expected, rtol=1e-5)
 
 
@@ -324,10 +324,10 @@ def test_upgrade_is_ignored_with_a_chunked_body(
     )  # fmt: skip
 
     with connect(str(iris.base_url)) as connection:
-        answers = split_everywhere(connection, data, 1)
+        responses = split_everywhere(connection, data, 1)
 
     expected = iris.post("/predict", content=BODY).json()["prediction"]
-    assert [predictions(each) for each in answers] == [[expected]] * len(answers)
+    assert [predictions(each) for each in responses] == [[expected]] * len(responses)
 
 
 @pytest.mark.parametrize(
@@ -343,12 +343,12 @@ def test_a_body_that_contains_an_upgrade_header_is_not_altered(
     splits = range(body_start - 6, len(data))
 
     with connect(str(pairs.base_url)) as connection:
-        answers = split_everywhere(connection, data, 1, splits)
+        responses = split_everywhere(connection, data, 1, splits)
 
     expected = np.frombuffer(left, "<f4")
-    for (answer,) in answers:
-        assert answer.status == 200
-        (total,) = answer.body["outputs"]
+    for (response,) in responses:
+        assert response.status == 200
+        (total,) = response.body["outputs"]
         np.testing.assert_array_equal(np.array(total["data"], "<f4"), expected)
 
 
@@ -374,11 +374,11 @@ def test_upgrade_is_ignored_on_every_path(iris: httpx.Client, path: str, protoco
 
     with connect(str(iris.base_url)) as connection:
         connection.sendall(data + data + request())
-        first, second, last = read_answers(connection, 3)
+        first, second, last = read_responses(connection, 3)
 
     expected = iris.get(path)
-    for answer in (first, second):
-        assert (answer.status, answer.body) == (expected.status_code, expected.json())
+    for response in (first, second):
+        assert (response.status, response.body) == (expected.status_code, expected.json())
     assert last.status == 200
 
 
@@ -396,10 +396,10 @@ def test_upgrade_does_not_keep_a_connection_open(
             connection.sendall(whole[:split])
             wait_until_read(connection)
             connection.sendall(whole[split:])
-            (answer,) = read_answers(connection, 1)
+            (response,) = read_responses(connection, 1)
 
-            assert answer.status == 200
-            assert answer.headers["connection"] == "close"
+            assert response.status == 200
+            assert response.headers["connection"] == "close"
             assert connection.recv(1) == b""
 
 
@@ -411,7 +411,7 @@ def test_upgrade_is_ignored_by_a_client_that_waits_for_100_continue(iris: httpx.
         assert stream.readline() == b"\r\n"
         connection.sendall(BODY)
 
-        assert read_answer(stream).status == 200
+        assert read_response(stream).status == 200
 
 
 def test_many_offers_in_one_packet_are_ignored(iris: httpx.Client) -> None:
@@ -421,27 +421,27 @@ def test_many_offers_in_one_packet_are_ignored(iris: httpx.Client) -> None:
             target=connection.sendall, args=(request(*offer("UPGRADE"), body=b"{") * 2000,)
         )
         sender.start()
-        answers = read_answers(connection, 2000)
+        responses = read_responses(connection, 2000)
         sender.join()
 
-    assert [answer.body for answer in answers] == [answers[0].body] * 2000
-    assert answers[0].body["error"].startswith("body: ")
+    assert [response.body for response in responses] == [responses[0].body] * 2000
+    assert responses[0].body["error"].startswith("body: ")
 
 
 def test_a_whole_request_with_upgrade_takes_the_fast_path(
     store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The offer is not logged as a warning: it is not a mistake."""
-    held = Held(store, monkeypatch)
+    held = HeldServer(store, monkeypatch)
 
-    def send_offer(stream: BinaryIO) -> list[Answer]:
+    def send_offer(stream: BinaryIO) -> list[Response]:
         with connect(held.url) as connection:
             connection.sendall(request(*offer("UPGRADE")))
             wait_until(lambda: len(held.state.tasks) == 2)
             kinds: set[type] = {type(task) for task in held.state.tasks}
             assert kinds == {DirectExchange}
             held.may_end.set()
-            return [read_answer(stream), *read_answers(connection, 1)]
+            return [read_response(stream), *read_responses(connection, 1)]
 
     first, second = held.serve(send_offer)
 
@@ -474,8 +474,8 @@ def test_another_protocol_is_rejected_and_the_connection_closed(
             connection.sendall(data[:split])
             wait_until_read(connection)
             connection.sendall(data[split:])
-            (answer,) = read_answers(connection, 1)
+            (response,) = read_responses(connection, 1)
 
-            assert (answer.status, answer.body) == (400, {"error": message})
-            assert answer.headers["connection"] == "close"
+            assert (response.status, response.body) == (400, {"error": message})
+            assert response.headers["connection"] == "close"
             assert connection.recv(1) == b""
