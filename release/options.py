@@ -19,7 +19,7 @@ Model = Annotated[
         help="artifact directory below this folder's models/", parser=_model_path, metavar="PATH"
     ),
 ]
-Store = Annotated[str, typer.Option(help="model store; it must contain the same artifact")]
+Store = Annotated[str, typer.Option(help="model store of the published artifacts")]
 ImageTag = Annotated[
     str | None, typer.Option(help="tag of the server image (default: the git revision)")
 ]
