@@ -1,7 +1,6 @@
 """Run all checks of the audit, print the report, and choose the exit status.
 
-0: nothing found. 1: vulnerabilities or passed end-of-life dates found. 2: nothing found, but a
-check could not run because a service is unreachable or sent an unexpected response.
+0: nothing found. 1: something found. 2: nothing found, but a service failed.
 """
 
 import json
