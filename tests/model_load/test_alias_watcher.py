@@ -18,7 +18,7 @@ import pytest
 
 from artifact.contract import read_contract
 from tests.artifacts import cut_model, flipped_byte, put_model, rewrite
-from tests.fakes import FileStandIn, HttpStandIn
+from tests.fakes import FakeFileStore, FakeHttpStore
 from tests.fault_proxy import FaultProxy, Stall
 from tests.servers import start, wait_until, workers
 from training.export import ATOL, RTOL
@@ -33,7 +33,7 @@ class WatchingServer:
 
     _numbers = itertools.count()
 
-    def __init__(self, store: FileStandIn, uri: str, cache: Path, **settings: str) -> None:
+    def __init__(self, store: FakeFileStore, uri: str, cache: Path, **settings: str) -> None:
         self.store = store
         self.alias = f"stable-{next(self._numbers)}"
         self.move("1")
@@ -117,16 +117,16 @@ def versions(two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def bucket(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpStandIn]:
+def bucket(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHttpStore]:
     """A model store behind HTTP, with versions 1 to 3."""
-    with HttpStandIn(tmp_path_factory.mktemp("web")) as store:
+    with FakeHttpStore(tmp_path_factory.mktemp("web")) as store:
         for version in ("1", "2", "3"):
             store.publish(versions / version)
         yield store
 
 
 @pytest.fixture
-def watching(bucket: HttpStandIn, tmp_path: Path) -> Iterator[Callable[..., WatchingServer]]:
+def watching(bucket: FakeHttpStore, tmp_path: Path) -> Iterator[Callable[..., WatchingServer]]:
     """Start servers that watch an alias in the bucket."""
     started: list[WatchingServer] = []
 
@@ -257,7 +257,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def shared_server(
-    bucket: HttpStandIn, tmp_path_factory: pytest.TempPathFactory
+    bucket: FakeHttpStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WatchingServer]:
     """A server for tests that restore its state."""
     cache = tmp_path_factory.mktemp("cache")
@@ -309,7 +309,7 @@ def test_a_rollback_and_a_roll_forward_are_moves_of_the_alias(
 
 
 def test_a_version_that_is_withdrawn_while_it_is_pulled_is_never_served(
-    bucket: HttpStandIn, watching: Callable[..., WatchingServer]
+    bucket: FakeHttpStore, watching: Callable[..., WatchingServer]
 ) -> None:
     """A rollback must not wait for the pull of the version that it replaces."""
     with FaultProxy(bucket.address) as proxy:
@@ -412,7 +412,7 @@ def test_an_alias_that_names_no_version_changes_nothing(
 
 
 def test_the_server_keeps_serving_while_the_store_is_unreachable(
-    bucket: HttpStandIn, watching: Callable[..., WatchingServer]
+    bucket: FakeHttpStore, watching: Callable[..., WatchingServer]
 ) -> None:
     """Only new versions need the store."""
     with FaultProxy(bucket.address) as proxy:
@@ -428,7 +428,7 @@ def test_the_server_keeps_serving_while_the_store_is_unreachable(
 
 
 def test_workers_survive_a_killed_verification(
-    bucket: HttpStandIn, watching: Callable[..., WatchingServer]
+    bucket: FakeHttpStore, watching: Callable[..., WatchingServer]
 ) -> None:
     """A model that is too large for the memory kills the process that opens it, not a worker."""
     with FaultProxy(bucket.address) as proxy:
@@ -483,7 +483,7 @@ def test_the_replacement_of_a_killed_worker_serves_what_its_sibling_serves(
 
 def test_a_model_that_a_worker_cannot_open_shows_no_path(versions: Path, tmp_path: Path) -> None:
     """Every client may read /metadata."""
-    store = FileStandIn(tmp_path)
+    store = FakeFileStore(tmp_path)
     for version in ("1", "3"):
         store.publish(versions / version)
     with WatchingServer(store, str(tmp_path / "models"), tmp_path / "cache") as server:
@@ -503,7 +503,7 @@ def test_a_model_that_a_worker_cannot_open_shows_no_path(versions: Path, tmp_pat
 
 def test_a_local_store_is_watched_in_place(versions: Path, tmp_path: Path) -> None:
     """A mounted volume or a developer's models/ needs no bucket and no cache."""
-    store = FileStandIn(tmp_path)
+    store = FakeFileStore(tmp_path)
     for version in ("1", "2"):
         store.publish(versions / version)
     with WatchingServer(store, str(tmp_path / "models"), tmp_path / "cache", WORKERS="2") as server:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from release.local.server_process import ServerProcess
-from tests.fakes import AzureStandIn, PasswordStandIn
+from tests.fakes import FakeAzureStore, FakePasswordStore
 from tests.fault_proxy import FaultProxy, Redirect
 from tests.servers import ROWS, start, wait_until
 
@@ -19,9 +19,9 @@ CONTRACT = "iris/1/contract.json"
 
 
 @pytest.fixture(scope="module")
-def protected(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordStandIn]:
+def protected(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakePasswordStore]:
     """A static server that demands a password, with the iris model."""
-    with PasswordStandIn(tmp_path_factory.mktemp("protected")) as started:
+    with FakePasswordStore(tmp_path_factory.mktemp("protected")) as started:
         started.publish(store / "iris" / "1")
         yield started
 
@@ -32,13 +32,13 @@ def answers(server: ServerProcess) -> str:
         return "\n".join(client.get(path).text for path in PATHS)
 
 
-def shown(store: PasswordStandIn) -> str:
+def shown(store: FakePasswordStore) -> str:
     """The part of the store's URI that may be shown: host, port and path."""
     return store.at(store.address).uri.rpartition("@")[2]
 
 
 def test_a_server_sends_the_password_and_shows_it_nowhere(
-    protected: PasswordStandIn, tmp_path: Path
+    protected: FakePasswordStore, tmp_path: Path
 ) -> None:
     settings = {"MODEL_CACHE_DIR": str(tmp_path), "LOG_LEVEL": "debug", "ACCESS_LOG": "true"}
 
@@ -57,7 +57,7 @@ def test_a_server_sends_the_password_and_shows_it_nowhere(
 def test_a_followed_alias_that_breaks_shows_no_password(store: Path, tmp_path: Path) -> None:
     """`degraded` is in /metadata, which every client may read."""
     (tmp_path / "web").mkdir()
-    with PasswordStandIn(tmp_path / "web") as protected:
+    with FakePasswordStore(tmp_path / "web") as protected:
         protected.publish(store / "iris" / "1")
         protected.put("iris/aliases/stable", b"1\n")
         settings = {"MODEL_CACHE_DIR": str(tmp_path / "cache"), "MODEL_POLL_SECONDS": "0.05"}
@@ -92,11 +92,11 @@ def test_a_followed_alias_that_breaks_shows_no_password(store: Path, tmp_path: P
 
 
 def test_a_start_that_fails_names_the_store_and_no_password(
-    protected: PasswordStandIn, tmp_path: Path
+    protected: FakePasswordStore, tmp_path: Path
 ) -> None:
     wrong = protected.at(protected.address, "zq-wrong").uri
     (tmp_path / "web").mkdir()
-    with PasswordStandIn(tmp_path / "web") as gone:
+    with FakePasswordStore(tmp_path / "web") as gone:
         pass
     cases = {
         "Check the credentials": {"MODEL_URI": f"{wrong}/iris/1"},
@@ -128,7 +128,7 @@ def test_a_start_that_fails_names_the_store_and_no_password(
     ],
 )
 def test_a_wrong_setting_shows_no_password(
-    settings: dict[str, str], message: str, protected: PasswordStandIn, tmp_path: Path
+    settings: dict[str, str], message: str, protected: FakePasswordStore, tmp_path: Path
 ) -> None:
     """Errors name the actual value, and a URI may stand in the place of another setting."""
     uri = f"{protected.uri}/iris/1"
@@ -190,7 +190,7 @@ def pull(to: Path, uri: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_pull_alone_shows_no_password(protected: PasswordStandIn, tmp_path: Path) -> None:
+def test_the_pull_alone_shows_no_password(protected: FakePasswordStore, tmp_path: Path) -> None:
     """The log of an init container is read by more people than its Secret."""
     wrong = protected.at(protected.address, "zq").uri
     uris = (f"{protected.uri}/iris/1", f"{protected.uri}/iris/2", f"{wrong}/iris/1")
@@ -206,7 +206,7 @@ def test_the_pull_alone_shows_no_password(protected: PasswordStandIn, tmp_path: 
 
 
 def test_a_redirect_to_another_host_does_not_get_the_password(
-    protected: PasswordStandIn, tmp_path: Path
+    protected: FakePasswordStore, tmp_path: Path
 ) -> None:
     """A CDN may redirect to a host of another owner."""
     target = f"models/{CONTRACT}"
@@ -227,7 +227,7 @@ def test_a_shared_access_signature_of_azure_is_a_variable(
     version: str, logged: str, store: Path, tmp_path: Path
 ) -> None:
     """It opens a container; in the URI it would be in logs."""
-    with AzureStandIn(tmp_path) as azure:
+    with FakeAzureStore(tmp_path) as azure:
         azure.publish(store / "iris" / "1")
         settings = azure.environment | {"MODEL_CACHE_DIR": str(tmp_path / "cache")}
         settings["AZURE_STORAGE_SAS_TOKEN"] = azure.shared_access_signature

@@ -22,7 +22,7 @@ from artifact.verify import sha256_of
 from model_load.cache import Cache, lock_for_use
 from model_load.pull import Deadline, Pull, PullError
 from tests.artifacts import put_model
-from tests.fakes import STAND_INS, FileStandIn, HttpStandIn
+from tests.fakes import FAKES, FakeFileStore, FakeHttpStore
 from tests.fault_proxy import (
     Cut,
     Drip,
@@ -39,15 +39,15 @@ from tests.servers import ROWS, start, wait_until
 _PADDING = b"\x00" * 3_000_000
 MODEL = "model.onnx"
 # A local store is opened in place: nothing is transferred.
-REMOTE = [kind for kind in STAND_INS if kind != "file"]
+REMOTE = [kind for kind in FAKES if kind != "file"]
 
 
-@pytest.fixture(scope="module", params=STAND_INS)
-def stand_in(
+@pytest.fixture(scope="module", params=FAKES)
+def fake(
     request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FileStandIn]:
+) -> Iterator[FakeFileStore]:
     """Each kind of store in turn, with the iris model in it."""
-    with STAND_INS[request.param](tmp_path_factory.mktemp(request.param)) as started:
+    with FAKES[request.param](tmp_path_factory.mktemp(request.param)) as started:
         started.publish(store / "iris" / "1")
         started.put("iris/aliases/stable", b"1\n")
         yield started
@@ -64,16 +64,16 @@ def large(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def web(large: Path, tmp_path: Path) -> Iterator[HttpStandIn]:
+def web(large: Path, tmp_path: Path) -> Iterator[FakeHttpStore]:
     """A static server with the large artifact."""
     (tmp_path / "web").mkdir()
-    with HttpStandIn(tmp_path / "web") as started:
+    with FakeHttpStore(tmp_path / "web") as started:
         started.publish(large)
         yield started
 
 
 @pytest.fixture
-def proxy(web: HttpStandIn) -> Iterator[FaultProxy]:
+def proxy(web: FakeHttpStore) -> Iterator[FaultProxy]:
     """A proxy in front of the static server that injects faults."""
     with FaultProxy(web.address) as started:
         yield started
@@ -87,12 +87,12 @@ def pulled(proxy: FaultProxy, cache: Path, *, seconds: float = 20, silence: floa
 
 @pytest.mark.parametrize("named", ["iris/1", "iris@stable"])
 def test_a_server_pulls_from_every_kind_of_store(
-    stand_in: FileStandIn, named: str, tmp_path: Path
+    fake: FakeFileStore, named: str, tmp_path: Path
 ) -> None:
     """A server needs only a URI and the environment."""
-    settings = {**stand_in.environment, "MODEL_CACHE_DIR": str(tmp_path)}
+    settings = {**fake.environment, "MODEL_CACHE_DIR": str(tmp_path)}
 
-    with start("model_load", f"{stand_in.uri}/{named}", **settings) as server:
+    with start("model_load", f"{fake.uri}/{named}", **settings) as server:
         server.wait_until_ready()
         answer = httpx.post(f"{server.url}/predict/label", json={"data": ROWS})
 
@@ -100,13 +100,13 @@ def test_a_server_pulls_from_every_kind_of_store(
     assert answer.headers["model-version"] == "1"
 
 
-@pytest.mark.parametrize("stand_in", REMOTE, indirect=True)
+@pytest.mark.parametrize("fake", REMOTE, indirect=True)
 def test_a_second_start_on_a_node_transfers_the_contract_only(
-    stand_in: FileStandIn, tmp_path: Path
+    fake: FakeFileStore, tmp_path: Path
 ) -> None:
     """The time of a scale-out must not grow with the size of the model."""
-    with FaultProxy(stand_in.address) as proxy:
-        place = stand_in.at(proxy.url)
+    with FaultProxy(fake.address) as proxy:
+        place = fake.at(proxy.url)
         settings = {**place.environment, "MODEL_CACHE_DIR": str(tmp_path)}
         for _ in range(2):
             with start("model_load", f"{place.uri}/iris/1", **settings) as server:
@@ -159,7 +159,7 @@ def test_without_range_an_interrupted_download_starts_again(
 
 
 def test_an_object_that_changes_during_the_download_is_never_mixed(
-    proxy: FaultProxy, web: HttpStandIn, large: Path, tmp_path: Path
+    proxy: FaultProxy, web: FakeHttpStore, large: Path, tmp_path: Path
 ) -> None:
     """The first half of one model and the second half of another are not a model."""
     model = (large / MODEL).read_bytes()
@@ -209,7 +209,7 @@ def test_client_errors_are_not_retried(
 def test_a_pull_from_an_unreachable_store_ends_at_the_deadline(tmp_path: Path) -> None:
     """A pod that hangs is worse than one that reports the error and is restarted."""
     (tmp_path / "web").mkdir()
-    with HttpStandIn(tmp_path / "web") as gone:
+    with FakeHttpStore(tmp_path / "web") as gone:
         uri = ArtifactUri.parse(f"{gone.uri}/iris/1")
     started = time.monotonic()
 
@@ -382,11 +382,11 @@ def pull_command(**environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_pull_command_leaves_a_directory_for_a_server_without_credentials(
-    stand_in: FileStandIn, tmp_path: Path
+    fake: FakeFileStore, tmp_path: Path
 ) -> None:
     """An init container has the credentials; the server only needs a directory."""
     done = pull_command(
-        MODEL_URI=f"{stand_in.uri}/iris@stable", TO=str(tmp_path / "model"), **stand_in.environment
+        MODEL_URI=f"{fake.uri}/iris@stable", TO=str(tmp_path / "model"), **fake.environment
     )
 
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from release.inventory.drift import known_problems
 from release.inventory.replica import Address, query_replicas
 from release.local.server_process import ServerProcess
 from tests.audit_services import JINJA2, audit_services
-from tests.fakes import PasswordStandIn
+from tests.fakes import FakePasswordStore
 from tests.servers import DATASETS, start, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -279,7 +279,7 @@ def test_a_password_in_urls_is_sent_and_never_shown(form: str, servers: Servers)
 
 
 def test_the_password_of_a_store_is_sent_and_never_shown(servers: Servers, tmp_path: Path) -> None:
-    with PasswordStandIn(tmp_path) as protected:
+    with FakePasswordStore(tmp_path) as protected:
         protected.publish(servers.store / "flowers" / "2")
         urls = [servers.urls[0], servers.urls[1]]
         stores = (protected.uri, protected.at(protected.address, "zq").uri)

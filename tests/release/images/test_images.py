@@ -23,7 +23,7 @@ from artifact.contract import CONTRACT_FILE, MODEL_FILE, read_contract
 from artifact.verify import sha256_of
 from release.images.docker import DockerError, docker
 from release.images.docker_images import Layer, image_layers
-from tests.fakes import STAND_INS, unavailable
+from tests.fakes import FAKES, unavailable
 from tests.fault_proxy import FaultProxy
 from tests.servers import ROWS, wait_until
 
@@ -460,7 +460,7 @@ def test_a_container_pulls_from_a_bucket_on_its_network(
     gateway = gateway.strip() or "172.17.0.1"
     (tmp_path / "store").mkdir()
     with (
-        STAND_INS["s3"](tmp_path / "store") as store,
+        FAKES["s3"](tmp_path / "store") as store,
         FaultProxy(store.address, host=gateway) as proxy,
     ):
         store.publish(artifact)

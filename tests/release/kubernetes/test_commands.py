@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from release.compatibility.record import RECORD
-from tests.fakes import PasswordStandIn, unavailable
+from tests.fakes import FakePasswordStore, unavailable
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -128,17 +128,17 @@ def test_a_model_that_is_not_in_the_store_is_rejected(checkout: Path, tmp_path: 
 
 
 @pytest.fixture
-def protected(store: Path, tmp_path: Path) -> Iterator[PasswordStandIn]:
+def protected(store: Path, tmp_path: Path) -> Iterator[FakePasswordStore]:
     """A store that requires a password and has the iris model."""
     (tmp_path / "web").mkdir()
-    with PasswordStandIn(tmp_path / "web") as web_store:
+    with FakePasswordStore(tmp_path / "web") as web_store:
         web_store.publish(store / "iris" / "1")
         yield web_store
 
 
 @pytest.mark.parametrize("name", ["deploy", "canary"])
 def test_a_password_is_never_written_to_a_manifest(
-    name: str, checkout: Path, protected: PasswordStandIn
+    name: str, checkout: Path, protected: FakePasswordStore
 ) -> None:
     """Everyone who can read pods can read MODEL_URI."""
     error = command(name, checkout, f"--store={protected.uri}")
@@ -161,7 +161,7 @@ def test_a_password_is_never_written_to_a_manifest(
     ],
 )
 def test_an_error_shows_no_credentials_of_the_store(
-    options: list[str], message: str, checkout: Path, protected: PasswordStandIn
+    options: list[str], message: str, checkout: Path, protected: FakePasswordStore
 ) -> None:
     filled = (option.format(uri=protected.uri) for option in options)
 
