@@ -25,7 +25,7 @@ from release.kubernetes import commands
 from release.kubernetes.pods import addresses
 from release.local import run_local as local
 from release.local.server_process import ServerDidNotStart
-from release.options import ImageTag, Model, Registry, Store
+from release.options import ImageTag, Model, Registry, Store, model_path
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 cli.add_typer(commands.cli)
@@ -34,7 +34,12 @@ cli.add_typer(commands.cli)
 @cli.command()
 def run(
     model: Annotated[
-        Path, typer.Option(help="artifact; a missing artifact of a known data set is trained")
+        Path,
+        typer.Option(
+            help="artifact; a missing artifact of a known data set is trained",
+            parser=model_path,
+            metavar="PATH",
+        ),
     ],
     image_port: Annotated[int, typer.Option(help="port of model_in_image; 0: any free port")],
     load_port: Annotated[int, typer.Option(help="port of model_load; 0: any free port")],

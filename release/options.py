@@ -8,7 +8,7 @@ import typer
 from artifact.uri import file_path
 
 
-def _model_path(text: str) -> Path:
+def model_path(text: str) -> Path:
     """Return the path of an artifact; accept file:// as in STORE."""
     return file_path(text) or Path(text)
 
@@ -16,7 +16,7 @@ def _model_path(text: str) -> Path:
 Model = Annotated[
     Path,
     typer.Option(
-        help="artifact directory below this folder's models/", parser=_model_path, metavar="PATH"
+        help="artifact directory below this folder's models/", parser=model_path, metavar="PATH"
     ),
 ]
 Store = Annotated[str, typer.Option(help="model store of the published artifacts")]

@@ -15,8 +15,8 @@ from tests.servers import start
 
 @pytest.fixture
 def run_both(store: Path) -> subprocess.Popen[str]:
-    """The command behind `make run`, on free ports."""
-    options = ["--model", str(store / "iris" / "1"), "--image-port=0", "--load-port=0"]
+    """The command behind `make run`, on free ports, with the model as a file:// URI."""
+    options = ["--model", (store / "iris" / "1").as_uri(), "--image-port=0", "--load-port=0"]
     return subprocess.Popen(
         [sys.executable, "-m", "release", "run", *options],
         stdout=subprocess.PIPE,
