@@ -90,7 +90,12 @@ def test_every_setting_is_documented() -> None:
 
 @pytest.mark.parametrize("page", docs.TEXTS, ids=lambda page: page.name)
 def test_every_make_target_exists(page: Path) -> None:
-    assert named_targets(docs.read(page)) - make_targets() == set()
+    targets = make_targets()
+
+    # `help-deploy` explains the variables of `deploy`.
+    named = {target.removeprefix("help-") for target in named_targets(docs.read(page)) - targets}
+
+    assert named - targets == set()
 
 
 @pytest.mark.parametrize("page", docs.TEXTS, ids=lambda page: page.name)
