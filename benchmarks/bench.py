@@ -1,4 +1,4 @@
-"""One run of the benchmark: what all its scenarios have in common."""
+"""The configuration of one run of the benchmark, shared by its scenarios."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,30 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.interleave import Contender
-from benchmarks.load import Ask, Load
+from benchmarks.load import Load, RequestSpec
 from benchmarks.machine import Cores
 from benchmarks.systems import Server, System
 
 CONNECTIONS = 64
-FEWER_CONNECTIONS = 8  # where a body is large
+FEWER_CONNECTIONS = 8  # for large bodies
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One run. seconds: of a window. systems: the names of those who take part.
-
-    samples: a row for each model and its answer. store: the models. directory: for the files of
-    the run. say: told what goes on.
-    """
+    """One run."""
 
     cores: Cores
+    # Length of a window.
     seconds: int
     rounds: int
+    # Names of the measured systems.
     systems: Sequence[str]
+    # For each model a "row" and the prediction for it, the "answer".
     samples: Mapping[str, Mapping[str, list[float]]]
+    # The models.
     store: Path
+    # Temporary files.
     directory: Path
-    say: Callable[[str], None]
+    # Prints progress.
+    report: Callable[[str], None]
 
     def server(
         self,
@@ -39,7 +41,7 @@ class Bench:
         settings: Mapping[str, str] | None = None,
         cores: Sequence[int] | None = None,
     ) -> Server:
-        """Start a system with a model, on the first of the servers' cores by default."""
+        """Start a system with a model, by default on the first core for servers."""
         directory = self.store / model / "1"
         answer = json.dumps({"prediction": [self.samples.get(model, {}).get("answer", [])]})
         return Server(
@@ -56,15 +58,20 @@ class Bench:
         )
 
     def contender(
-        self, server: Server, name: str, ask: Ask | None = None, *, connections: int = CONNECTIONS
+        self,
+        server: Server,
+        name: str,
+        request: RequestSpec | None = None,
+        *,
+        connections: int = CONNECTIONS,
     ) -> Contender:
-        """Return a server that runs as one who takes turns."""
-        asked = ask or server.system.ask
-        script = asked.script(self.directory, f"{name}-{server.port}".replace(" ", "-"))
+        """Return a running server as a contender."""
+        request = request or server.system.request
+        script = request.script(self.directory, f"{name}-{server.port}".replace(" ", "-"))
         load = Load(self.cores, connections, self.seconds)
-        return Contender(name, server, asked, script, load)
+        return Contender(name, server, request, script, load)
 
-    def until_right(self, server: Server, model: str = "iris") -> float:
-        """Return how long after its start a server answered rightly, in seconds."""
+    def wait_until_correct(self, server: Server, model: str = "iris") -> float:
+        """Wait for the first correct prediction; return the seconds since the server's start."""
         expected, system = self.samples[model]["answer"], server.system
-        return server.wait_until_right(system.ask, lambda body: system.check(body, expected))
+        return server.wait_until_correct(system.request, lambda body: system.check(body, expected))

@@ -1,7 +1,7 @@
-"""Servers that take turns: short windows, in another order each round.
+"""Measure servers in turns: short windows, in a random order in each round.
 
-Whatever the machine does meanwhile befalls all of them, so that their ratios are worth something
-where their numbers are not. Who lost a window to others gets another one.
+Other load on the machine affects all servers alike, so ratios are reliable although absolute
+numbers are not. A window that was disturbed is dropped and measured again.
 """
 
 import random
@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import quantiles
 
 from benchmarks.goals import Measured
-from benchmarks.load import Ask, Load
+from benchmarks.load import Load, RequestSpec
 from benchmarks.systems import Server
 
-# At most so many times the rounds asked for.
-_MOST_ROUNDS = 2
+# Limit of the rounds, as a multiple of the requested number.
+_MAX_ROUNDS_FACTOR = 2
 _HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _PAUSE_SECONDS = 0.004
 _TIMEOUT_SECONDS = 20
@@ -27,26 +27,27 @@ _TIMEOUT_SECONDS = 20
 
 @dataclass
 class Contender:
-    """One who takes turns: a server that runs, the script of what it is asked, and by how many."""
+    """A running server, its request, and the load."""
 
     name: str
     server: Server
-    ask: Ask
+    request: RequestSpec
     script: Path
     load: Load
+    # The number of undisturbed windows so far.
     kept: int = 0
 
-    def turn(self, scenario: str, at: int, *, asks_health: bool) -> Measured:
-        """Measure it for one window; at is the round."""
-        root, url = self.server.process.pid, self.server.url(self.ask)
+    def measure(self, scenario: str, at: int, *, polls_health: bool) -> Measured:
+        """Measure one window. at: the round."""
+        root, url = self.server.process.pid, self.server.url(self.request)
         health: dict[str, float] = {}
-        if asks_health:
+        if polls_health:
             with (
-                closing(Health(self.server.port)) as asked,
-                again_and_again(asked.ask, _PAUSE_SECONDS),
+                closing(HealthClient(self.server.port)) as client,
+                repeated(client.poll, _PAUSE_SECONDS),
             ):
                 window = self.load.window(url, self.script, root)
-            health = asked.found()
+            health = client.percentile()
         else:
             window = self.load.window(url, self.script, root)
         self.kept += window.dropped is None
@@ -55,63 +56,65 @@ class Contender:
         )
 
 
-def take_turns(
+def interleave(
     scenario: str,
     contenders: Sequence[Contender],
     rounds: int,
     *,
-    asks_health: bool = False,
+    polls_health: bool = False,
 ) -> Iterator[Measured]:
-    """Yield what each window showed, until each contender has as many that count as rounds."""
+    """Yield each window until every contender has one undisturbed window per round."""
     order = list(contenders)
-    for one in order:
-        replace(one.load, seconds=1).window(
-            one.server.url(one.ask), one.script, one.server.process.pid
+    for contender in order:  # warm up
+        replace(contender.load, seconds=1).window(
+            contender.server.url(contender.request),
+            contender.script,
+            contender.server.process.pid,
         )
-    for at in range(_MOST_ROUNDS * rounds):
-        if all(one.kept >= rounds for one in order):
+    for at in range(_MAX_ROUNDS_FACTOR * rounds):
+        if all(contender.kept >= rounds for contender in order):
             return
         random.shuffle(order)
-        for one in order:
-            yield one.turn(scenario, at, asks_health=asks_health)
+        for contender in order:
+            yield contender.measure(scenario, at, polls_health=polls_health)
 
 
-class Health:
-    """Somebody who asks for health, on a connection of its own, as long as that is well."""
+class HealthClient:
+    """Polls the liveness endpoint on its own connection and records the response times."""
 
     def __init__(self, port: int) -> None:
         self._connection = socket.create_connection(("127.0.0.1", port), _TIMEOUT_SECONDS)
         self._seconds: list[float] = []
 
     def close(self) -> None:
-        """Ask no more."""
+        """Close the connection."""
         self._connection.close()
 
-    def ask(self) -> bool:
-        """Ask once; return whether the answer was right."""
+    def poll(self) -> bool:
+        """Send one request; return whether the status was 200."""
         started = time.perf_counter()
         self._connection.sendall(_HEALTH)
-        answer = b""
-        while not answer.endswith(b"}"):  # its head and its body may come one by one
+        response = b""
+        while not response.endswith(b"}"):  # head and body may arrive separately
             piece = self._connection.recv(1 << 16)
             if not piece:
                 return False
-            answer += piece
-        if not answer.startswith(b"HTTP/1.1 200"):
+            response += piece
+        if not response.startswith(b"HTTP/1.1 200"):
             return False
         self._seconds.append(time.perf_counter() - started)
         return True
 
-    def found(self) -> dict[str, float]:
-        """Return the 99th percentile of the answers' times, in seconds; nothing without two."""
+    def percentile(self) -> dict[str, float]:
+        """Return the 99th percentile of the response times in seconds, {} for fewer than two."""
         if len(self._seconds) < 2:
             return {}
         return {"health_p99": quantiles(self._seconds, n=100, method="inclusive")[98]}
 
 
 @contextmanager
-def again_and_again(act: Callable[[], bool], pause_seconds: float) -> Iterator[None]:
-    """Act in a thread meanwhile, with pauses, until it returns False."""
+def repeated(act: Callable[[], bool], pause_seconds: float) -> Iterator[None]:
+    """Call a function repeatedly in a thread during the block, until it returns False."""
     ends = threading.Event()
 
     def repeat() -> None:

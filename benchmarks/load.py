@@ -1,7 +1,7 @@
-"""Load for a second or two: wrk on its own core, and what the window was worth.
+"""Generate load for one window: wrk on its own core, and a check whether the window was disturbed.
 
-A window in which others ran on either core says little of the server, so it is dropped. One in
-which wrk had no time left is kept and noted: the server could have done more.
+A window in which other processes used one of the cores is dropped. A window in which wrk itself
+was the bottleneck is kept with a note: the server could have done more.
 """
 
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from benchmarks.machine import Cores, CoreTime, ProcessTree, on_cores
 
-# Of the window's time, on either core.
-_MOST_STOLEN = 0.02
-_MOST_FOREIGN = 0.08
+# Limits for the hypervisor's and for other processes' share of the window's time on a core.
+_MAX_STOLEN = 0.02
+_MAX_FOREIGN = 0.08
 _GENERATOR_FULL = 0.95
 _TIMEOUT_SECONDS = 20
 
-# What wrk prints is rounded; this is not.
+# wrk rounds the numbers that it prints; this script prints them exactly.
 _SCRIPT = """
 wrk.method = {method}
 wrk.headers["Content-Type"] = {content_type}
@@ -38,8 +38,8 @@ end
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A request, and where in the answer the prediction is. headers: beside the body's type."""
+class RequestSpec:
+    """A request. headers: in addition to Content-Type."""
 
     path: str
     body: bytes
@@ -48,10 +48,12 @@ class Ask:
     method: str = "POST"
 
     def script(self, directory: Path, name: str) -> Path:
-        """Write the Lua script that makes wrk ask this; return its path."""
+        """Write the Lua script that makes wrk send this request; return its path."""
         body_file, script = directory / f"{name}.body", directory / f"{name}.lua"
         body_file.write_bytes(self.body)
-        headers = "\n".join(f"wrk.headers[{_lua(key)}] = {_lua(to)}" for key, to in self.headers)
+        headers = "\n".join(
+            f"wrk.headers[{_lua(key)}] = {_lua(value)}" for key, value in self.headers
+        )
         script.write_text(
             _SCRIPT.format(
                 method=_lua(self.method),
@@ -66,49 +68,48 @@ class Ask:
 
 @dataclass(frozen=True)
 class Window:
-    """What one window showed. Latencies in seconds; shares are of the window's time on a core.
-
-    cpu_seconds: of the server, a request. server_busy may be more than 1 on several cores.
-    """
+    """The result of one window. Latencies in seconds; shares of the window's time on a core."""
 
     requests_per_second: float
     latency_p50: float
     latency_p99: float
+    # CPU time of the server per request.
     cpu_seconds: float
     errors: int
     stolen: float
     foreign: float
+    # More than 1 on several cores.
     server_busy: float
     generator_busy: float
 
     @property
     def dropped(self) -> str | None:
-        """Why the window says nothing, None if it counts."""
+        """The reason to ignore the window, None if it counts."""
         if self.errors:
             return f"{self.errors} requests failed"
         if self.requests_per_second == 0:
-            return "no request was answered"
-        if self.stolen > _MOST_STOLEN:
+            return "no request got a response"
+        if self.stolen > _MAX_STOLEN:
             return f"{self.stolen:.0%} of a core was stolen"
-        if self.foreign > _MOST_FOREIGN:
-            return f"others ran {self.foreign:.0%} of the time"
+        if self.foreign > _MAX_FOREIGN:
+            return f"other processes ran {self.foreign:.0%} of the time"
         return None
 
     @property
     def note(self) -> str | None:
-        """What else is to be known of it."""
+        """A note about a window that counts, or None."""
         if self.generator_busy > _GENERATOR_FULL and self.generator_busy > self.server_busy:
             return "the load generator's core was the bottleneck"
         return None
 
     def values(self) -> dict[str, float]:
-        """Return the numbers by their names."""
+        """Return the numbers by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Printed:
-    """What wrk said. microseconds: how long it took; p50 and p99 too."""
+class WrkOutput:
+    """The numbers that the script prints. Duration and latencies in microseconds."""
 
     requests: int
     microseconds: int
@@ -117,8 +118,8 @@ class Printed:
     p99: int
 
     @classmethod
-    def of(cls, output: str) -> "Printed":
-        """Read the line that the script prints. Raises ValueError with what came instead."""
+    def parse(cls, output: str) -> "WrkOutput":
+        """Parse the line that the script prints. Raises ValueError with the actual output."""
         lines = [line for line in output.splitlines() if line.startswith("{")]
         if not lines:
             raise ValueError(f"wrk: expected a line of JSON, got {output!r}")
@@ -127,25 +128,27 @@ class Printed:
 
 @dataclass(frozen=True)
 class Load:
-    """wrk, as it is asked to be. seconds: whole ones, for wrk knows no others."""
+    """The configuration of wrk. seconds: an integer, because wrk accepts no fractions."""
 
     cores: Cores
     connections: int
     seconds: int
 
     def window(self, url: str, script: Path, root: int) -> Window:
-        """Ask a server, whose first process is root, for one window."""
+        """Send requests to a server for one window. root: the server's first process."""
         tree = ProcessTree(root)
         watched = (self.cores.generator, *self.cores.servers)
         before = [CoreTime.of(core) for core in watched]
         server_before, generator_before = tree.cpu_seconds(), _children_seconds()
-        printed = Printed.of(self._wrk(url, script))
+        printed = WrkOutput.parse(self._wrk(url, script))
         server = tree.cpu_seconds() - server_before
         generator = _children_seconds() - generator_before
         after = [CoreTime.of(core) for core in watched]
         seconds = printed.microseconds / 1e6
-        busy = [late.busy - early.busy for early, late in zip(before, after, strict=True)]
-        stolen = max(late.stolen - early.stolen for early, late in zip(before, after, strict=True))
+        busy = [later.busy - earlier.busy for earlier, later in zip(before, after, strict=True)]
+        stolen = max(
+            later.stolen - earlier.stolen for earlier, later in zip(before, after, strict=True)
+        )
         foreign = max(busy[0] - generator, sum(busy[1:]) - server, 0.0)
         return Window(
             requests_per_second=printed.requests / seconds,
@@ -183,5 +186,5 @@ def _children_seconds() -> float:
 
 
 def _lua(text: str) -> str:
-    """Return a Lua string; JSON's escapes of what we write are Lua's, too."""
+    """Return a Lua string literal: for these texts JSON's escapes are valid in Lua."""
     return json.dumps(text)

@@ -1,7 +1,4 @@
-"""This machine: which core is whose, what was stolen of it, what a tree of processes took.
-
-Linux only, as wrk's windows are judged by what /proc says of them.
-"""
+"""Cores, stolen time, and the CPU time and memory of process trees, from /proc (Linux only)."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,20 +8,20 @@ from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
-# Of a line of /proc/stat: user, nice, system; iowait is idle, interrupts are nobody's.
+# Columns of /proc/stat: user, nice, system. iowait is idle time; interrupts have no process.
 _BUSY, _STOLEN = (1, 2, 3), 8
 
 
 @dataclass(frozen=True)
 class Cores:
-    """Which cores measure what. generator: wrk's and the harness's. servers: at least one."""
+    """The use of the cores. generator: for wrk and this program. servers: at least one core."""
 
     generator: int
     servers: tuple[int, ...]
 
     @classmethod
     def of_this_machine(cls) -> "Cores":
-        """Share out the cores this process may use. Raises RuntimeError for fewer than two."""
+        """Distribute the cores of this process. Raises RuntimeError for fewer than two."""
         allowed = sorted(os.sched_getaffinity(0))
         if len(allowed) < 2:
             raise RuntimeError(
@@ -36,7 +33,7 @@ class Cores:
 
 @contextmanager
 def on_cores(cores: Sequence[int]) -> Iterator[None]:
-    """Let what is started meanwhile run on these cores; this process comes back afterwards."""
+    """Start child processes of the block on these cores; restore this process's own afterwards."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -47,14 +44,14 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CoreTime:
-    """What a core did since the machine started, in seconds."""
+    """Seconds that a core was busy or stolen since the machine started."""
 
     busy: float
     stolen: float
 
     @classmethod
     def of(cls, core: int) -> "CoreTime":
-        """Read it now."""
+        """Read the current values of a core."""
         for line in (_PROC / "stat").read_text().splitlines():
             fields = line.split()
             if fields[0] == f"cpu{core}":
@@ -64,7 +61,7 @@ class CoreTime:
 
 
 class ProcessTree:
-    """A process and all that it started, now."""
+    """A process and its descendants at the time of construction."""
 
     def __init__(self, root: int) -> None:
         parents = _parents()
@@ -73,24 +70,24 @@ class ProcessTree:
             self.pids += [child for child, parent in parents.items() if parent == pid]
 
     def cpu_seconds(self) -> float:
-        """Return the time that all of them ran, in user and in kernel mode."""
+        """Return the CPU time of all processes, user and kernel mode."""
         return sum(_ticks(pid) for pid in self.pids) / _TICKS
 
     def pss_bytes(self) -> int:
-        """Return the memory they have: a page that several have counts in parts."""
+        """Return the proportional set size: a page that n processes share counts 1/n for each."""
         return sum(_pss(pid) for pid in self.pids)
 
     def peak_bytes(self) -> int:
-        """Return the sum of the most memory each has had; what they share counts for each."""
+        """Return the sum of the peak memory of each process; shared pages count for each."""
         return sum(_field(pid, "status", "VmHWM") for pid in self.pids)
 
 
 def _parents() -> dict[int, int]:
-    found = {}
+    parents = {}
     for entry in _PROC.iterdir():
         if entry.name.isdigit() and (stat := _stat(int(entry.name))):
-            found[int(entry.name)] = int(stat[1])
-    return found
+            parents[int(entry.name)] = int(stat[1])
+    return parents
 
 
 def _ticks(pid: int) -> int:
@@ -99,7 +96,7 @@ def _ticks(pid: int) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of a process after its name, the state first; none if it ended."""
+    """Return the fields of /proc/<pid>/stat from the state on; [] if the process has exited."""
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,7 +1,7 @@
-"""The models that are asked: small, slow and wide, each with a contract, in a store of their own.
+"""Create the models of the benchmark: small, slow, wide, and of given sizes, with contracts.
 
-Run as `python -m benchmarks.models STORE [MEGABYTES …]` in a process of its own: what it imports
-would otherwise share its pages with the servers, whose memory is measured.
+Run as `python -m benchmarks.models STORE [MEGABYTES …]` in a new process: its imports would
+otherwise share pages with the servers, whose memory is measured.
 """
 
 import json
@@ -27,8 +27,8 @@ _SLOW_SECONDS = 0.003
 _WIDE_FEATURES, _CLASSES = 784, 10
 
 
-def make(store: Path) -> None:
-    """Put all models into an empty store."""
+def create(store: Path) -> None:
+    """Publish all models to an empty store."""
     train(dataset="iris", version="1", store=store)
     iris = onnx.load(store / "iris" / "1" / "model.onnx")
     (store / "zipmap.onnx").write_bytes(with_zipmap(iris).SerializeToString())
@@ -43,9 +43,9 @@ def make(store: Path) -> None:
 
 def with_zipmap(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a classifier as skl2onnx exports it by default: labels, and a list of dictionaries."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    graph = made.graph
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
     (probabilities,) = graph.output
     classes = probabilities.type.tensor_type.shape.dim[1].dim_value
     graph.node.append(
@@ -65,20 +65,20 @@ def with_zipmap(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.output.append(
         helper.make_value_info("output_probability", helper.make_sequence_type_proto(dictionary))
     )
-    if not any(opset.domain == "ai.onnx.ml" for opset in made.opset_import):
-        made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
-    return made
+    if not any(opset.domain == "ai.onnx.ml" for opset in result.opset_import):
+        result.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return result
 
 
 def slow() -> onnx.ModelProto:
-    """Return a model of so many layers that a row takes some 3 ms here.
+    """Return a model with as many layers as make one row take about 3 ms on this machine.
 
-    Its weights are larger than a core's cache, so a row costs what it takes to read them, and
-    many rows little more.
+    Its weights exceed the cache of a core, so the time is that of reading the weights: a batch of
+    rows takes little longer than one row.
     """
     count = 10
     for _ in range(3):
-        # What does not fit into a nearer cache costs more, so it is tried at the size it has.
+        # Time per layer depends on the cache that the weights fit into, so measure again.
         count = max(1, round(count * _SLOW_SECONDS / _seconds(_slow(count))))
     return _slow(count)
 
@@ -106,11 +106,11 @@ def layers(features: int, width: int, count: int) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=_IR, opset_imports=opsets)
 
 
-def make_sized(store: Path, megabytes: int) -> None:
-    """Put a model of about that size into a store, unless it is there."""
+def create_sized(store: Path, megabytes: int) -> None:
+    """Publish a model of about that size, unless the store has it."""
     name = f"sized-{megabytes}"
     if not (store / name).exists():
-        # Layers of 4 MB, or one of 1 MB.
+        # Layers of 4 MB, or one layer of 1 MB.
         width = _WIDTH if megabytes >= 4 else _WIDTH // 2
         count = max(1, round(megabytes * 1e6 / (4 * width**2)))
         _publish(store, name, layers(FEATURES, width, count))
@@ -121,9 +121,9 @@ def _slow(count: int) -> onnx.ModelProto:
 
 
 def _seconds(model: onnx.ModelProto) -> float:
-    """Return what one row takes."""
+    """Return the median time of one row in seconds."""
     session = session_of(model.SerializeToString())
-    row = {"input": np.ones((1, FEATURES), dtype=np.float32)}
+    row = {"input": np.full((1, FEATURES), 1, dtype=np.float32)}
     return median(_timed(lambda: session.run(None, row)) for _ in range(50))
 
 
@@ -149,6 +149,6 @@ def _publish(store: Path, name: str, model: onnx.ModelProto) -> None:
 
 if __name__ == "__main__":
     for size in sys.argv[2:]:
-        make_sized(Path(sys.argv[1]), int(size))
+        create_sized(Path(sys.argv[1]), int(size))
     if not sys.argv[2:]:
-        make(Path(sys.argv[1]))
+        create(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What a run showed: tables for a person, JSON for a program, a picture of the ratios."""
+"""Report a run: tables for the terminal, JSON, and an SVG chart of the ratios."""
 
 import html
 import json
@@ -14,17 +14,17 @@ from rich.table import Table
 from benchmarks.goals import GOALS, Goal, Measured, Spread, values
 from benchmarks.systems import SYSTEMS
 
-_FIRST = "limit"
+_BASELINE = "uvicorn_baseline"
 _STYLES = {"reached": "green", "within noise": "yellow", "missed": "red", "not measured": "dim"}
 _BAR, _LABEL, _LINE, _WIDTH = 320, 170, 22, 640
 
 
 def show(measured: Sequence[Measured], console: Console) -> None:
     """Print each system of each scenario, then the goals."""
-    for scenario in dict.fromkeys(one.scenario for one in measured):
+    for scenario in dict.fromkeys(each.scenario for each in measured):
         console.print(_windows(scenario, measured))
     table = Table("goal", "ratio", "quarters", "of", "", title="Goals: ratios within this run")
-    for goal in _asked(measured):
+    for goal in _measured_goals(measured):
         ratio = goal.ratio(measured)
         verdict = goal.verdict(ratio)
         bound = f"{'>=' if goal.kind == 'at least' else '<='} {goal.bound:g}"
@@ -37,66 +37,66 @@ def show(measured: Sequence[Measured], console: Console) -> None:
 
 
 def show_calls(microseconds: Mapping[str, Sequence[float]], console: Console) -> None:
-    """Print what a request costs without a network, each application called by itself."""
-    table = Table("64 at once, no network", "us a request", title="micro")
-    for name, found in microseconds.items():
-        if spread := Spread.of(found):
+    """Print the time per request of each application, called without a network."""
+    table = Table("64 requests at once, no network", "us per request", title="micro")
+    for name, times in microseconds.items():
+        if spread := Spread.of(times):
             table.add_row(name, f"{spread.median:.1f}")
     if microseconds:
         console.print(table)
 
 
 def missed(measured: Sequence[Measured]) -> list[Goal]:
-    """Return the goals that were measured and missed by more than noise."""
+    """Return the measured goals that are missed by more than the noise."""
     return [goal for goal in GOALS if goal.verdict(goal.ratio(measured)) == "missed"]
 
 
 def write(measured: Sequence[Measured], directory: Path) -> list[Path]:
     """Write results.json and results.svg; return their paths."""
     results, picture = directory / "results.json", directory / "results.svg"
-    found = {
+    report = {
         "machine": {"processor": _processor(), "python": platform.python_version()},
         "goals": [
             {**asdict(goal), "ratio": ratio and asdict(ratio), "verdict": goal.verdict(ratio)}
-            for goal in _asked(measured)
+            for goal in _measured_goals(measured)
             for ratio in [goal.ratio(measured)]
         ],
-        "measured": [asdict(one) for one in measured],
+        "measured": [asdict(each) for each in measured],
     }
-    results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    results.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     picture.write_text(_picture(measured), encoding="utf-8")
     return [results, picture]
 
 
-def _asked(measured: Sequence[Measured]) -> list[Goal]:
+def _measured_goals(measured: Sequence[Measured]) -> list[Goal]:
     """Return the goals of the scenarios that were measured."""
-    scenarios = {one.scenario for one in measured}
+    scenarios = {each.scenario for each in measured}
     return [goal for goal in GOALS if goal.scenario in scenarios]
 
 
 def _windows(scenario: str, measured: Sequence[Measured]) -> Table:
-    of_it = [one for one in measured if one.scenario == scenario]
+    selected = [each for each in measured if each.scenario == scenario]
     table = Table("system", title=scenario)
     columns = [
         name
         for name in ("requests_per_second", "rows_per_second", "cpu_seconds", "latency_p50",
                      "latency_p99", "health_p99", "start_seconds", "memory_bytes", "peak_bytes")
-        if any(name in one.values for one in of_it)
+        if any(name in each.values for each in selected)
     ]  # fmt: skip
     for name in (*columns, "windows", "dropped"):
         table.add_column(name.replace("_", " "), justify="right")
-    for system in sorted(dict.fromkeys(one.system for one in of_it), key=_order):
-        windows = [one for one in of_it if one.system == system]
-        dropped = [one for one in windows if one.dropped]
-        cells = [_cell(name, [one for one in windows if not one.dropped]) for name in columns]
-        why = dropped[0].dropped if len(dropped) == len(windows) else str(len(dropped))
+    for system in sorted(dict.fromkeys(each.system for each in selected), key=_order):
+        windows = [each for each in selected if each.system == system]
+        dropped = [window for window in windows if window.dropped]
+        cells = [_cell(name, [each for each in windows if not each.dropped]) for name in columns]
+        reason = dropped[0].dropped if len(dropped) == len(windows) else str(len(dropped))
         label = f"{system} {SYSTEMS[system].version()}" if system in SYSTEMS else system
-        table.add_row(label.strip(), *cells, str(len(windows) - len(dropped)), str(why))
+        table.add_row(label.strip(), *cells, str(len(windows) - len(dropped)), str(reason))
     return table
 
 
 def _order(system: str) -> tuple[int, float]:
-    """Return where a system is in a table: as it is listed, or by the number in its name."""
+    """Return the sort key of a system: its place in SYSTEMS, or the number in its name."""
     if system in SYSTEMS:
         return list(SYSTEMS).index(system), 0
     numbers = [int(word) for word in system.replace(",", "").split() if word.isdigit()]
@@ -104,7 +104,7 @@ def _order(system: str) -> tuple[int, float]:
 
 
 def _cell(name: str, windows: Sequence[Measured]) -> str:
-    spread = Spread.of(one.values[name] for one in windows if name in one.values)
+    spread = Spread.of(each.values[name] for each in windows if name in each.values)
     if spread is None:
         return ""
     match name:
@@ -120,21 +120,21 @@ def _cell(name: str, windows: Sequence[Measured]) -> str:
 
 
 def _picture(measured: Sequence[Measured]) -> str:
-    """Return bars, as SVG: requests a second of each system against the limit's."""
-    limit = values(measured, "predict", _FIRST, "requests_per_second")
+    """Return a bar chart as SVG: requests per second relative to uvicorn_baseline."""
+    baseline = values(measured, "predict", _BASELINE, "requests_per_second")
     ratios: dict[str, Spread] = {}
-    for system in dict.fromkeys(one.system for one in measured if one.scenario == "predict"):
+    for system in dict.fromkeys(each.system for each in measured if each.scenario == "predict"):
         own = values(measured, "predict", system, "requests_per_second")
-        if spread := Spread.of(own[at] / limit[at] for at in own if limit.get(at)):
+        if spread := Spread.of(own[at] / baseline[at] for at in own if baseline.get(at)):
             ratios[system] = spread
-    rows = sorted(ratios.items(), key=lambda one: -one[1].median)
+    rows = sorted(ratios.items(), key=lambda item: -item[1].median)
     bars = "\n".join(_bar(at, system, spread) for at, (system, spread) in enumerate(rows))
     height = _LINE * (len(rows) + 2)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         'font-family="system-ui, sans-serif" font-size="13">\n'
-        f'<text x="0" y="14">/predict, 64 connections, one core: requests a second against '
-        f"the limit</text>\n{bars}\n</svg>\n"
+        f'<text x="0" y="14">/predict, 64 connections, one core: requests per second relative to '
+        f"uvicorn_baseline</text>\n{bars}\n</svg>\n"
     )
 
 
@@ -154,11 +154,11 @@ def _bar(at: int, system: str, spread: Spread) -> str:
 
 
 def _processor() -> str:
-    """Return the processor's name, as Linux has it."""
-    found: Mapping[str, Any] = {}
+    """Return the processor's name from /proc/cpuinfo, or the machine type."""
+    fields: Mapping[str, Any] = {}
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
     except OSError:
         return platform.machine()
-    return next((str(value).strip() for key, value in found.items() if "model name" in key), "")
+    return next((str(value).strip() for key, value in fields.items() if "model name" in key), "")

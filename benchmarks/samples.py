@@ -1,7 +1,7 @@
-"""What the models are asked: known without importing what makes them (models.py)."""
+"""Sample rows of the models, apart from models.py, whose imports are heavy."""
 
-# A file of the store: for each model a row and what it answers.
+# A file in the store: a row and its prediction for each model.
 SAMPLES = "samples.json"
 ROW = [5.1, 3.5, 1.4, 0.2]
-# Of the slow model and those of many sizes.
+# Number of features of the slow model and of the sized ones.
 FEATURES = 16

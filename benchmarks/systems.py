@@ -1,8 +1,8 @@
-"""What is measured: this server, the limits and its peers; how each is installed and started.
+"""The measured systems: this server, the baselines, and the peers, and how each is started.
 
-Each is started as its documentation says, with one worker, and asked in its own protocol. What
-a peer needs is in .venv/bench/<name>, as benchmarks/<name>/requirements.txt pins it; this server
-and what it is compared with at close quarters have the libraries of .venv.
+Each system starts as its documentation recommends, with one worker, and receives requests in its
+own protocol. A peer has its own environment in .venv/bench/<name>, pinned by
+benchmarks/<name>/requirements.txt. This server and the baselines use the libraries of .venv.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.load import Ask
+from benchmarks.load import RequestSpec
 from benchmarks.machine import on_cores
 from benchmarks.samples import ROW
 
@@ -32,12 +32,12 @@ _STOP_SECONDS = 15
 _POLL_SECONDS = 0.002
 _TOLERANCE = 1e-4
 
-ROWS = Ask("/predict", json.dumps({"data": [ROW]}).encode())
-TENSORS = Ask(
+ROWS = RequestSpec("/predict", json.dumps({"data": [ROW]}).encode())
+TENSORS = RequestSpec(
     "/v2/models/iris/infer",
     json.dumps(
         {
-            # KServe's SDK answers 500 without one.
+            # KServe's SDK returns 500 without an id.
             "id": "1",
             "inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": ROW}],
         }
@@ -45,70 +45,78 @@ TENSORS = Ask(
 )
 
 
-class NotMeasured(Exception):  # noqa: N818 - what happened
-    """A system that is not there to be measured, and why."""
+class NotMeasured(Exception):  # noqa: N818 - an outcome, not an error
+    """A system cannot be measured; the message is the reason."""
 
 
-def _of_rows(answer: Any) -> Any:
+def _first_row(answer: Any) -> Any:
     return answer["prediction"][0]
 
 
-def _of_one_row(answer: Any) -> Any:
+def _only_row(answer: Any) -> Any:
     return answer["prediction"]
 
 
 def of_tensors(answer: Any) -> Any:
-    """Return the first output's data of an answer of the Open Inference Protocol."""
+    """Return the data of the first output in a response of the Open Inference Protocol."""
     return answer["outputs"][0]["data"]
 
 
 @dataclass(frozen=True)
 class System:
-    """A server that answers predictions.
-
-    command: with {port} where its port goes, {python} for its environment's interpreter and
-    {bin} for the folder that is in. about: what it is, in a few words. peer: whether it has an
-    environment of its own. package: what it is an installation of, its name by default.
-    prediction: the first row's, out of an answer.
-    """
+    """A server that returns predictions."""
 
     name: str
     about: str
+    # {port}, {python} (the interpreter of its environment), and {bin} (its folder) are replaced.
     command: Sequence[str]
-    ask: Ask = ROWS
-    prediction: Callable[[Any], Any] = _of_rows
+    request: RequestSpec = ROWS
+    # Returns the first row's prediction from the decoded response.
+    prediction: Callable[[Any], Any] = _first_row
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Whether it has an environment of its own.
     peer: bool = False
+    # The package, and the name of the folder, if they differ from the system's name.
     package: str = ""
 
     @property
     def installed(self) -> str:
-        """Return the name of the package, folder and environment that it is of."""
+        """The name of its package, folder, and environment."""
         return self.package or self.name
 
     @property
     def folder(self) -> Path:
-        """Where its own files are."""
-        return HERE / self.installed if (HERE / self.installed).is_dir() else ROOT
+        """Its working directory: the folder with its server, or the repository for this server.
+
+        Raises FileNotFoundError if a system that runs a file of its own has no folder.
+        """
+        if self.command[1:2] == ("-m",) and self.command[2].startswith("model_"):
+            return ROOT
+        folder = HERE / self.installed
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{self.name}: expected its server in {folder}")
+        return folder
 
     @property
     def python(self) -> Path:
-        """The interpreter that runs it."""
+        """The Python interpreter of its environment."""
         environment = ENVIRONMENTS / self.installed if self.peer else Path(sys.prefix)
         return environment / "bin" / "python"
 
     def check(self, body: bytes, expected: Sequence[float]) -> None:
-        """Raise NotMeasured for an answer that is not the expected prediction."""
+        """Raise NotMeasured unless a response body contains the expected prediction."""
         try:
             numbers = _flat(self.prediction(json.loads(body)))
-            wrong = max(abs(one - other) for one, other in zip(numbers, expected, strict=True))
-        except (ValueError, LookupError, TypeError) as error:
-            raise NotMeasured(f"answered {body[:200]!r}: {error}") from error
-        if not wrong <= _TOLERANCE:
-            raise NotMeasured(f"answered {numbers}, expected {list(expected)}")
+            pairs = zip(numbers, expected, strict=True)
+            error = max(abs(number - other) for number, other in pairs)
+        except (ValueError, LookupError, TypeError) as invalid:
+            raise NotMeasured(f"returned {body[:200]!r}: {invalid}") from invalid
+        # `not <=` also rejects NaN.
+        if not error <= _TOLERANCE:
+            raise NotMeasured(f"returned {numbers}, expected {list(expected)}")
 
     def install(self) -> None:
-        """Make its environment, unless it is there. Raises NotMeasured with pip's reason."""
+        """Create its environment if it is missing. Raises NotMeasured with pip's error."""
         if not self.peer:
             return
         requirements = self.folder / "requirements.txt"
@@ -130,7 +138,7 @@ class System:
         stamp.write_text(pinned, encoding="utf-8")
 
     def version(self) -> str:
-        """Return which version of it is pinned, "" where it is this repository's own."""
+        """Return the pinned version of a peer, "" for the systems of this repository."""
         if not self.peer:
             return ""
         lines = (self.folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
@@ -143,41 +151,41 @@ SYSTEMS = {
     system.name: system
     for system in (
         System(
-            "limit",
-            "uvicorn reads the body and answers fixed bytes",
+            "uvicorn_baseline",
+            "uvicorn reads the body and returns fixed bytes",
             ("{python}", "server.py"),
         ),
         System("this", "this server", ("{python}", "-m", "model_in_image")),
         System(
-            "bare",
-            "bare ASGI, msgspec, ONNX Runtime: one run a request, inline",
+            "asgi_onnxruntime",
+            "plain ASGI, msgspec, ONNX Runtime: one run per request, on the event loop",
             ("{python}", "server.py"),
         ),
-        System("fastapi", "a FastAPI route, carefully written", ("{python}", "server.py")),
+        System("fastapi", "a tuned FastAPI route", ("{python}", "server.py")),
         System(
-            "book",
-            "the book's code",
+            "mlsdp_book",
+            "the code of the MLSDP book",
             (
                 "{python}", "-m", "gunicorn", "server:app", "--worker-class",
                 "uvicorn_worker.UvicornWorker", "--workers", "1", "--bind", "127.0.0.1:{port}",
                 "--no-control-socket",
             ),
-            prediction=_of_one_row,
+            prediction=_only_row,
         ),
         System(
             "mosec",
-            "mosec, up to 64 requests a batch",
+            "mosec, batches of up to 64 requests",
             _MOSEC,
-            ask=Ask("/inference", ROWS.body),
+            request=RequestSpec("/inference", ROWS.body),
             environment={"MOSEC_LOG_LEVEL": "warning"},
             peer=True,
         ),
         System(
             "mosec-single",
-            "mosec, a request at a time, as it is by default",
+            "mosec, one request per batch, its default",
             _MOSEC,
-            ask=Ask("/inference", ROWS.body),
-            environment={"MOSEC_LOG_LEVEL": "warning", "MOST_ROWS": "1"},
+            request=RequestSpec("/inference", ROWS.body),
+            environment={"MOSEC_LOG_LEVEL": "warning", "MAX_ROWS": "1"},
             peer=True,
             package="mosec",
         ),
@@ -185,7 +193,7 @@ SYSTEMS = {
             "kserve",
             "KServe's Python SDK",
             ("{python}", "server.py"),
-            ask=TENSORS,
+            request=TENSORS,
             prediction=of_tensors,
             peer=True,
         ),
@@ -193,7 +201,7 @@ SYSTEMS = {
             "mlserver",
             "Seldon's MLServer",
             ("{bin}/mlserver", "start", "."),
-            ask=TENSORS,
+            request=TENSORS,
             prediction=of_tensors,
             environment={
                 "MLSERVER_HOST": "127.0.0.1",
@@ -215,14 +223,15 @@ SYSTEMS = {
         ),
     )
 }  # fmt: skip
+# Former names, which users' scripts pass in SYSTEMS=.
+ALIASES = {"limit": "uvicorn_baseline", "bare": "asgi_onnxruntime", "book": "mlsdp_book"}
 MODEL_LOAD = replace(SYSTEMS["this"], command=("{python}", "-m", "model_load"))
 
 
 class Server:
-    """A system that runs, from its start until stop() or the end of a `with`.
+    """A running system, from the constructor to stop() or the end of the `with` block.
 
-    started: when it was executed, by time.perf_counter(). Its output goes to a file in
-    `directory`.
+    Its output goes to a file in `directory`.
     """
 
     def __init__(
@@ -246,13 +255,14 @@ class Server:
         }
         environment = {
             "PATH": os.environ["PATH"],
-            "HOME": str(directory),  # what it writes there goes with the run
+            "HOME": str(directory),  # its files there are deleted with the run
             "PORT": str(self.port),
             "ORT_DISABLE_TELEMETRY": "1",
             **{name: value.format(**words) for name, value in system.environment.items()},
             **settings,
         }
         with self._log.open("wb") as log, on_cores(cores):
+            # By time.perf_counter(), before exec.
             self.started = time.perf_counter()
             self.process = subprocess.Popen(
                 [word.format(**words) for word in system.command],
@@ -270,55 +280,59 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def url(self, ask: Ask) -> str:
+    def url(self, request: RequestSpec) -> str:
         """Return the address of a request."""
-        return f"http://127.0.0.1:{self.port}{ask.path}"
+        return f"http://127.0.0.1:{self.port}{request.path}"
 
-    def answer(self, ask: Ask) -> bytes:
-        """Return what it answers. Raises NotMeasured for a status other than 200."""
+    def send(self, request: RequestSpec) -> bytes:
+        """Send a request; return the body. Raises NotMeasured for a status other than 200."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=_START_SECONDS)
         try:
-            headers = {"Content-Type": ask.content_type, **dict(ask.headers)}
-            connection.request(ask.method, ask.path, ask.body, headers)
+            headers = {"Content-Type": request.content_type, **dict(request.headers)}
+            connection.request(request.method, request.path, request.body, headers)
             response = connection.getresponse()
             body = response.read()
         finally:
             connection.close()
         if response.status != 200:
-            raise NotMeasured(f"answered {response.status}: {body[:200]!r}")
+            raise NotMeasured(f"returned {response.status}: {body[:200]!r}")
         return body
 
-    def wait_until_right(
-        self, ask: Ask, right: Callable[[bytes], None], seconds: float = _START_SECONDS
+    def wait_until_correct(
+        self,
+        request: RequestSpec,
+        check: Callable[[bytes], None],
+        seconds: float = _START_SECONDS,
     ) -> float:
-        """Return how long after its start it answered rightly, in seconds.
+        """Wait for the first correct response; return the seconds since the start.
 
-        right: raises NotMeasured for a wrong answer. Raises NotMeasured also when none comes.
+        check: raises NotMeasured for an incorrect body. Raises NotMeasured if no response is
+        correct in time.
         """
         deadline = self.started + seconds
-        why = "no answer"
+        reason = "no response"
         while time.perf_counter() < deadline:
             if self.process.poll() is not None:
-                raise NotMeasured(f"ended: {_last_line(self._log.read_text(errors='replace'))}")
+                raise NotMeasured(f"exited: {_last_line(self._log.read_text(errors='replace'))}")
             try:
-                right(self.answer(ask))
+                check(self.send(request))
             except (OSError, HTTPException) as error:
-                why = str(error)
+                reason = str(error)
             except NotMeasured as error:
-                # Not ready is often answered, too.
-                why = str(error)
+                # Many servers respond before they are ready.
+                reason = str(error)
             else:
                 return time.perf_counter() - self.started
             time.sleep(_POLL_SECONDS)
-        raise NotMeasured(f"did not answer rightly within {seconds:.0f} s: {why}")
+        raise NotMeasured(f"no correct response within {seconds:.0f} s: {reason}")
 
     def stop(self) -> None:
-        """End it and all that it started."""
+        """Stop the system and all of its processes."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_SECONDS)
-        # A session of its own: what its first process left behind.
+        # It runs in a session of its own, so this reaches the children of its first process.
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -326,17 +340,17 @@ class Server:
 
 def _flat(value: Any) -> list[float]:
     if isinstance(value, list):
-        return [number for one in value for number in _flat(one)]
+        return [number for item in value for number in _flat(item)]
     return [float(value)]
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port
 
 
 def _last_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "no output"

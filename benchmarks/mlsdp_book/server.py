@@ -1,8 +1,8 @@
-"""The book's server, written again from its description and with its habits.
+"""A server like the one in the release patterns of "Machine learning system design patterns".
 
-"Machine learning system design patterns", release patterns: a pydantic body with a default, a
-model with ZipMap whose answer is a list of dictionaries, a `def` route, the session as onnxruntime
-makes it by default, a line of log a request, and the first row only.
+Written from its description: a pydantic body with a default, a model with ZipMap that returns a
+list of dictionaries, a `def` route, a session with default options, one log line per request, and
+only the first row is predicted.
 """
 
 import logging
@@ -26,7 +26,7 @@ class Data(BaseModel):
 
 
 class Classifier:
-    """The session, and what its answers mean."""
+    """The session and the names of its tensors."""
 
     def __init__(self, path: str) -> None:
         self.session = onnxruntime.InferenceSession(path)
@@ -34,10 +34,10 @@ class Classifier:
 
     def predict(self, data: list[list[float]]) -> list[float]:
         """Return the probabilities of the first row."""
-        answered = self.session.run(None, {self.input_name: np.array(data).astype(np.float32)})
-        probabilities = np.array(list(answered[1][0].values()))
+        outputs = self.session.run(None, {self.input_name: np.array(data).astype(np.float32)})
+        probabilities = np.array(list(outputs[1][0].values()))
         logger.info("predict proba %s", probabilities)
-        return [float(one) for one in probabilities]
+        return [float(value) for value in probabilities]
 
 
 classifier = Classifier(os.environ["ZIPMAP_MODEL"])

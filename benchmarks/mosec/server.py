@@ -1,6 +1,6 @@
-"""mosec, as its documentation starts it: `python server.py --port 8000`.
+"""A mosec server, started as in its documentation: `python server.py --port 8000`.
 
-One worker; requests are gathered into batches of MOST_ROWS, which its documentation recommends.
+One worker; requests are batched, up to MAX_ROWS per batch, which its documentation recommends.
 """
 
 import os
@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime
 from mosec import Server, Worker
 
-MOST_ROWS = int(os.environ.get("MOST_ROWS", "64"))
+MAX_ROWS = int(os.environ.get("MAX_ROWS", "64"))
 
 
 class Inference(Worker):
-    """A session in a process of its own."""
+    """A session in a worker process."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -25,13 +25,13 @@ class Inference(Worker):
         self.input = self.session.get_inputs()[0].name
 
     def forward(self, data: Any) -> Any:
-        """Answer a batch of requests of one row each, or one request where batches are of one."""
-        if MOST_ROWS == 1:
+        """Predict for a batch of one-row requests, or for one request if MAX_ROWS is 1."""
+        if MAX_ROWS == 1:
             return self.forward_batch([data])[0]
         return self.forward_batch(data)
 
     def forward_batch(self, data: list[Any]) -> list[Any]:
-        """Answer requests of one row each."""
+        """Predict for requests with one row each."""
         rows = np.array([request["data"][0] for request in data], dtype=np.float32)
         prediction = self.session.run(None, {self.input: rows})[0].tolist()
         return [{"prediction": [row]} for row in prediction]
@@ -39,5 +39,5 @@ class Inference(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Inference, num=1, max_batch_size=MOST_ROWS)
+    server.append_worker(Inference, num=1, max_batch_size=MAX_ROWS)
     server.run()
