@@ -1,7 +1,6 @@
-"""The command line behind `make train` and `make contract`.
+"""The command line of `make train` and `make contract`.
 
-Thin: options in, train.py or own.py called, errors out. What an operator can put right
-is one message on stderr and exit status 1, never a traceback.
+Errors that the user can fix are one message on stderr and exit status 1, without a traceback.
 """
 
 import signal
@@ -20,15 +19,15 @@ from training.errors import TrainingError
 from training.import_onnx import make_contract
 from training.train import train
 
-Name = Annotated[str | None, typer.Option(help="the model's name")]
-Version = Annotated[str, typer.Option(help="a version the store does not have")]
-Store = Annotated[str, typer.Option(help="a directory, file://, s3://, gs:// or az://")]
-Alias = Annotated[str | None, typer.Option(help="an alias to set, such as stable")]
-Purpose = Annotated[str | None, typer.Option(help="what the model is for")]
-Owner = Annotated[str | None, typer.Option(help="who answers for the model")]
+Name = Annotated[str | None, typer.Option(help="name of the model")]
+Version = Annotated[str, typer.Option(help="new version; a published version is never overwritten")]
+Store = Annotated[str, typer.Option(help="model store: directory, file://, s3://, gs://, or az://")]
+Alias = Annotated[str | None, typer.Option(help="alias to set to this version, such as stable")]
+Purpose = Annotated[str | None, typer.Option(help="purpose of the model")]
+Owner = Annotated[str | None, typer.Option(help="owner of the model")]
 
 app = typer.Typer(
-    help="Train a model, or describe one, and publish it in a model store.",
+    help="Train a model, or write the contract of an ONNX file, and publish it.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -36,9 +35,9 @@ app = typer.Typer(
 
 @app.command("train")
 def train_command(  # noqa: PLR0913, PLR0917 - the variables of `make train`
-    dataset: Annotated[str | None, typer.Option(help="iris, digits or diabetes")] = None,
-    data: Annotated[str | None, typer.Option(help="a CSV file instead")] = None,
-    target: Annotated[str | None, typer.Option(help="the CSV's column to predict")] = None,
+    dataset: Annotated[str | None, typer.Option(help="iris, digits, or diabetes")] = None,
+    data: Annotated[str | None, typer.Option(help="CSV file, instead of a data set")] = None,
+    target: Annotated[str | None, typer.Option(help="column to predict")] = None,
     task: Annotated[str | None, typer.Option(help="classification or regression")] = None,
     name: Name = None,
     version: Version = "1",
@@ -66,11 +65,13 @@ def train_command(  # noqa: PLR0913, PLR0917 - the variables of `make train`
 
 @app.command("contract")
 def contract_command(  # noqa: PLR0913, PLR0917 - the variables of `make contract`
-    onnx: Annotated[str | None, typer.Option(help="the model file")] = None,
-    sample: Annotated[str | None, typer.Option(help="rows.npz, input name -> array")] = None,
-    labels: Annotated[str | None, typer.Option(help="a,b,c of the output's columns")] = None,
-    state: Annotated[str | None, typer.Option(help="a,b inputs that a run before put out")] = None,
-    batching: Annotated[str | None, typer.Option(help="true or false, to override")] = None,
+    onnx: Annotated[str | None, typer.Option(help="ONNX file")] = None,
+    sample: Annotated[str | None, typer.Option(help="rows.npz with one array per input")] = None,
+    labels: Annotated[str | None, typer.Option(help="labels a,b,c of the output")] = None,
+    state: Annotated[str | None, typer.Option(help="state inputs a,b")] = None,
+    batching: Annotated[
+        str | None, typer.Option(help="true or false: overrides the decision")
+    ] = None,
     name: Name = None,
     version: Version = "1",
     store: Store = "models",
@@ -78,7 +79,7 @@ def contract_command(  # noqa: PLR0913, PLR0917 - the variables of `make contrac
     purpose: Purpose = None,
     owner: Owner = None,
 ) -> None:
-    """Make the contract of any ONNX file and publish both."""
+    """Write the contract of an ONNX file and publish both."""
     with _errors_as_text():
         make_contract(
             onnx_file=onnx,
@@ -107,7 +108,7 @@ def _errors_as_text() -> Iterator[None]:
 
 
 def _terminated(number: int, _frame: FrameType | None) -> None:
-    # As an exception, so that what is half written is removed on the way out.
+    # An exception, so that unfinished files are removed before the process exits.
     raise SystemExit(128 + number)
 
 

@@ -1,7 +1,7 @@
-"""What a model is trained on: scikit-learn's own data sets, or a CSV file.
+"""Load a data set: one of scikit-learn's, or a CSV file.
 
-Made for pipeline.py and described in the contract. A Dataset is complete: every value
-is a finite number that fits float32, every row has a target.
+A Dataset is complete: every value is a finite number in the range of float32, and every row has
+a target.
 """
 
 import csv
@@ -22,37 +22,37 @@ from training.errors import TrainingError
 
 Float64Array = NDArray[np.float64]
 Task = Literal["classification", "regression"]
-MOST_CLASSES_OF_NUMBERS = 20
-_LARGEST = float(np.finfo(np.float32).max)
+MAX_NUMERIC_CLASSES = 20
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows with a target each.
-
-    rows: (n, features) float64 in the features' units; a feature's range is that of all
-    rows. targets: (n,), for a classification int64 that index `labels`, for a regression
-    float64 and no labels. task_because: why it is the one or the other. sha256: of the
-    CSV file's bytes, or of the rows and targets (little-endian float64) of one in code.
-    """
+    """Rows and their targets."""
 
     name: str
     purpose: str
+    # (n, features) float64, in the units of the features.
     rows: Float64Array
+    # (n,): int64 indices of `labels` for a classification, float64 for a regression.
     targets: NDArray[Any]
+    # Their ranges are those of all rows.
     features: tuple[Feature, ...]
+    # Empty for a regression.
     labels: tuple[str, ...]
+    # Why the task is a classification or a regression.
     task_because: str
+    # Of the CSV file, or of rows and targets as little-endian float64.
     sha256: str
 
     @property
     def task(self) -> Task:
-        """What the labels say: a classification has some."""
+        """The task: a data set with labels is a classification."""
         return "classification" if self.labels else "regression"
 
 
 def task_of(text: str) -> Task:
-    """Return the task that TASK names; raises TrainingError for any other word."""
+    """Parse TASK. Raises TrainingError for an unknown task."""
     for task in get_args(Task):
         if text == task:
             return cast(Task, task)
@@ -60,9 +60,9 @@ def task_of(text: str) -> Task:
 
 
 def load(name: str) -> Dataset:
-    """Return one of scikit-learn's data sets: iris, digits or diabetes.
+    """Return one of scikit-learn's data sets: iris, digits, or diabetes.
 
-    Nothing is downloaded. Raises TrainingError for any other name.
+    Nothing is downloaded. Raises TrainingError for an unknown name.
     """
     if name not in _LOADERS:
         raise TrainingError(f'DATASET: expected one of {", ".join(_LOADERS)}, got "{name}"')
@@ -70,37 +70,37 @@ def load(name: str) -> Dataset:
 
 
 def _iris() -> Dataset:
-    found = load_iris()
-    return _in_code(
+    bunch = load_iris()
+    return _from_bunch(
         name="iris",
         purpose="Name the species of an iris from four measurements of its flower",
-        found=found,
-        names=[name.removesuffix(" (cm)") for name in found.feature_names],
+        bunch=bunch,
+        names=[name.removesuffix(" (cm)") for name in bunch.feature_names],
         units=["cm"] * 4,
-        labels=tuple(str(label) for label in found.target_names),
+        labels=tuple(str(label) for label in bunch.target_names),
     )
 
 
 def _digits() -> Dataset:
-    found = load_digits()
-    return _in_code(
+    bunch = load_digits()
+    return _from_bunch(
         name="digits",
         purpose="Read a handwritten digit from an image of 8 x 8 pixels",
-        found=found,
-        names=found.feature_names,
+        bunch=bunch,
+        names=bunch.feature_names,
         units=["intensity, 0 to 16"] * 64,
-        labels=tuple(str(label) for label in found.target_names),
+        labels=tuple(str(label) for label in bunch.target_names),
     )
 
 
 def _diabetes() -> Dataset:
-    found = load_diabetes(scaled=False)
-    return _in_code(
+    bunch = load_diabetes(scaled=False)
+    return _from_bunch(
         name="diabetes",
         purpose="Estimate how far diabetes progresses within a year, from ten measurements",
-        found=found,
-        names=found.feature_names,
-        # scikit-learn documents this unit and no other.
+        bunch=bunch,
+        names=bunch.feature_names,
+        # scikit-learn documents no other unit.
         units=["years", *[None] * 9],
         labels=(),
     )
@@ -113,17 +113,17 @@ _LOADERS: dict[str, Callable[[], Dataset]] = {
 }
 
 
-def _in_code(  # noqa: PLR0913 - one for each fact that scikit-learn does not hand over
+def _from_bunch(  # noqa: PLR0913 - facts that scikit-learn does not provide
     *,
     name: str,
     purpose: str,
-    found: Any,
+    bunch: Any,
     names: list[str],
     units: Sequence[str | None],
     labels: tuple[str, ...],
 ) -> Dataset:
-    rows = np.asarray(found.data, dtype=np.float64)
-    targets = np.asarray(found.target)
+    rows = np.asarray(bunch.data, dtype=np.float64)
+    targets = np.asarray(bunch.target)
     digest = hashlib.sha256(rows.astype("<f8").tobytes() + targets.astype("<f8").tobytes())
     return Dataset(
         name=name,
@@ -138,11 +138,11 @@ def _in_code(  # noqa: PLR0913 - one for each fact that scikit-learn does not ha
 
 
 def read_csv(path: Path, target: str, task: Task | None = None) -> Dataset:
-    """Return the rows of a CSV file, whose first line names the columns.
+    """Read a CSV file, whose first line names the columns.
 
-    target: the column to predict; all others are features. task: classification or
-    regression; None decides by the target's values (see _decide). Raises TrainingError
-    that names file, line, column and value for what is not a number that fits float32.
+    target: the column to predict; all others are features. task: classification or regression;
+    None detects it from the target's values (see _detect_task). Raises TrainingError with file,
+    line, column, and value for a cell that is not a finite number in the range of float32.
     """
     content = _read(path)
     table = _Table.parse(path, content)
@@ -168,7 +168,7 @@ def read_csv(path: Path, target: str, task: Task | None = None) -> Dataset:
 
 @dataclass(frozen=True)
 class _Table:
-    """The text of a CSV file: as many cells in each row as the header has names."""
+    """The text of a CSV file. Each row has as many cells as the header."""
 
     path: Path
     header: list[str]
@@ -178,7 +178,7 @@ class _Table:
     @classmethod
     def parse(cls, path: Path, content: bytes) -> "_Table":
         try:
-            # A byte order mark, as spreadsheets write it, is no part of the first name.
+            # utf-8-sig drops the byte order mark that spreadsheets write.
             reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
             records = [
                 (reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells
@@ -196,19 +196,19 @@ class _Table:
         return cls(path, header, [line for line, _ in records[1:]], [row for _, row in records[1:]])
 
     def column(self, name: str) -> list[str]:
-        """Return the cells of a column, from the top."""
+        """Return the cells of a column, top to bottom."""
         position = self.header.index(name)
         return [cells[position] for cells in self.cells]
 
     def numbers(self, name: str) -> Float64Array:
-        """Return a column of numbers, (n,); raises TrainingError at the first that is none."""
+        """Return a numeric column, (n,). Raises TrainingError for the first invalid cell."""
         numbers = [_number(text) for text in self.column(name)]
         if None in numbers:
-            raise self.wrong(name, numbers.index(None), "a finite number that fits float32")
+            raise self.invalid(name, numbers.index(None), "a finite number that fits float32")
         return np.array(numbers, dtype=np.float64)
 
-    def wrong(self, name: str, position: int, expected: str) -> TrainingError:
-        """Return what to raise for the cell at a position of a column."""
+    def invalid(self, name: str, position: int, expected: str) -> TrainingError:
+        """Return the error for the cell at a position of a column."""
         return TrainingError(
             f'{self.path} line {self.lines[position]}, column "{name}": expected {expected}, '
             f'got "{self.column(name)[position]}"'
@@ -216,11 +216,11 @@ class _Table:
 
 
 def _header(path: Path, names: list[str]) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if "" in names or twice:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if "" in names or repeated:
         raise TrainingError(
             f"{path} line 1: expected a name for each column, each once, separated by commas; got "
-            f"{f'{twice[0]!r} twice' if twice and twice[0] else 'a column without a name'}"
+            f"{f'{repeated[0]!r} twice' if repeated and repeated[0] else 'a column without a name'}"
         )
     return names
 
@@ -235,16 +235,16 @@ def _read(path: Path) -> bytes:
 def _targets(
     table: _Table, target: str, task: Task | None
 ) -> tuple[NDArray[Any], tuple[str, ...], str]:
-    """Return targets and labels as Dataset holds them, and why they are what they are."""
+    """Return targets, labels, and the reason for the task."""
     texts = table.column(target)
     for position, text in enumerate(texts):
-        # Spreadsheets write a missing value as nothing or as NaN: neither is a class.
-        if not text or _is_no_number(text):
-            raise table.wrong(target, position, "a label or a finite number")
-    decided, because = _decide(table, target)
-    if task is not None and task != decided:
-        decided, because = task, f"TASK={task}"
-    if decided == "regression":
+        # Spreadsheets write missing values as empty cells or NaN: neither is a label.
+        if not text or _is_not_finite(text):
+            raise table.invalid(target, position, "a label or a finite number")
+    detected, because = _detect_task(table, target)
+    if task is not None and task != detected:
+        detected, because = task, f"TASK={task}"
+    if detected == "regression":
         return table.numbers(target), (), because
     keys = [_label(text) for text in texts]
     labels = sorted(set(keys), key=_sort_key(keys))
@@ -255,10 +255,10 @@ def _targets(
     return np.array([labels.index(key) for key in keys], dtype=np.int64), tuple(labels), because
 
 
-def _decide(table: _Table, target: str) -> tuple[Task, str]:
-    """Return the task that a target's values suggest, and why.
+def _detect_task(table: _Table, target: str) -> tuple[Task, str]:
+    """Return the task for the values of a target, and the reason.
 
-    Text is a label, and so are whole numbers when they are few.
+    Text and up to 20 different whole numbers are labels.
     """
     numbers = {}
     for line, text in zip(table.lines, table.column(target), strict=True):
@@ -269,7 +269,7 @@ def _decide(table: _Table, target: str) -> tuple[Task, str]:
     for number, text in numbers.items():
         if not number.is_integer():
             return "regression", f"{target} holds numbers that are not whole, such as {text}"
-    few = len(numbers) <= MOST_CLASSES_OF_NUMBERS
+    few = len(numbers) <= MAX_NUMERIC_CLASSES
     return (
         "classification" if few else "regression",
         f"{target} holds {len(numbers)} different whole numbers",
@@ -277,25 +277,25 @@ def _decide(table: _Table, target: str) -> tuple[Task, str]:
 
 
 def _number(text: str) -> float | None:
-    """Return the number that a cell holds, None if it holds none that fits float32."""
+    """Return the number in a cell, None unless it is finite and in the range of float32."""
     try:
-        # Python reads 1_000 as a number; nobody else does.
+        # Python accepts 1_000 as a number; other programs do not.
         number = math.nan if "_" in text else float(text)
     except ValueError:
         return None
-    return number if abs(number) <= _LARGEST else None
+    return number if abs(number) <= _FLOAT32_MAX else None
 
 
-def _is_no_number(text: str) -> bool:
-    """Tell whether a cell is a number's word for none: nan, inf, or one too large."""
+def _is_not_finite(text: str) -> bool:
+    """Return whether a cell is nan, inf, or a number beyond the range of float32."""
     try:
-        return "_" not in text and not abs(float(text)) <= _LARGEST
+        return "_" not in text and not abs(float(text)) <= _FLOAT32_MAX
     except ValueError:
         return False
 
 
 def _label(text: str) -> str:
-    """Return one spelling for each number (1, 1.0 and 01 are the same label)."""
+    """Return the label of a cell: numbers get one spelling (1, 1.0, and 01 are equal)."""
     number = _number(text)
     if number is None:
         return text

@@ -1,8 +1,8 @@
-"""What an operator can put right: a file, an option, a version, a model.
-
-Raised anywhere in training, shown by __main__.py as text without a traceback.
-"""
+"""The error of training, printed as text without a traceback."""
 
 
 class TrainingError(Exception):
-    """Why there is no artifact: what was expected, what came, what to do."""
+    """A file, an option, or a model is invalid, so no artifact is published.
+
+    The message states the expected value, the actual value, and what to do.
+    """

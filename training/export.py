@@ -1,7 +1,6 @@
-"""A fitted pipeline as the bytes of an ONNX model, and proof that they agree.
+"""Export a fitted pipeline to ONNX, and check that ONNX Runtime agrees with scikit-learn.
 
-Between pipeline.py and artifact.py. The same pipeline gives the same bytes: nothing in
-them is a time or a random name.
+Deterministic: the model contains no time and no random name.
 """
 
 import numpy as np
@@ -18,8 +17,7 @@ from training.errors import TrainingError
 from training.pipeline import expected
 
 Float32Array = NDArray[np.float32]
-# What the locked onnxruntime loads: onnx's own default is newer, and such a model would
-# pass every check here but the servers'.
+# Opsets that the locked onnxruntime loads. onnx's default is newer: servers would reject it.
 TARGET_OPSET = {"": 21, "ai.onnx.ml": 3}
 INPUT = "input"
 RTOL = 1e-4
@@ -27,22 +25,22 @@ ATOL = 1e-5
 
 
 def to_onnx(dataset: Dataset, pipeline: Pipeline, name: str) -> bytes:
-    """Return a pipeline as an ONNX model; `name` names its graph.
+    """Return a pipeline as an ONNX model. name: of the graph.
 
-    Its input is "input", float32[N, features]. Its one output is "probabilities",
-    float32[N, labels], or for a regression "prediction", float32[N, 1].
+    Input: "input", float32[N, features]. Output: "probabilities", float32[N, labels], or for a
+    regression "prediction", float32[N, 1].
     """
     classification = dataset.task == "classification"
     model = convert_sklearn(
         pipeline,
-        # Without a name the graph gets a random one, and the bytes change every time.
+        # Without a name skl2onnx generates a random one, which changes the bytes.
         name=name,
         initial_types=[(INPUT, FloatTensorType([None, len(dataset.features)]))],
         target_opset=TARGET_OPSET,
         options={"zipmap": False} if classification else None,
     )
     if classification:
-        # The label output goes: labels are in the contract, where they have names.
+        # Drop the output of label indices: the contract has the names of the labels.
         _expose(model, "probabilities", "probabilities", len(dataset.labels))
     else:
         _expose(model, model.graph.output[0].name, "prediction", 1)
@@ -53,18 +51,18 @@ def to_onnx(dataset: Dataset, pipeline: Pipeline, name: str) -> bytes:
 
 
 def _expose(model: onnx.ModelProto, output: str, name: str, columns: int) -> None:
-    """Make one of the graph's values its only output, float32[N, columns], named `name`."""
+    """Rename a value of the graph and make it the only output, float32[N, columns]."""
     for node in model.graph.node:
-        node.output[:] = [name if found == output else found for found in node.output]
+        node.output[:] = [name if value == output else value for value in node.output]
     del model.graph.output[:]
     float32 = onnx.TensorProto.FLOAT
     model.graph.output.append(onnx.helper.make_tensor_value_info(name, float32, ["N", columns]))
 
 
 def _import_each_domain_once(model: onnx.ModelProto) -> None:
-    """Keep the default domain, which optimizers add nodes of, and those that nodes are in.
+    """Import the default domain and the domains of the nodes, once each.
 
-    skl2onnx imports the default domain twice.
+    skl2onnx imports the default domain twice. Optimisers may add nodes of the default domain.
     """
     used = {"", *(node.domain for node in model.graph.node)}
     opsets = {opset.domain: opset.version for opset in model.opset_import}
@@ -76,24 +74,24 @@ def _import_each_domain_once(model: onnx.ModelProto) -> None:
 def check_agreement(
     dataset: Dataset, pipeline: Pipeline, model: bytes, held_out_rows: Float64Array
 ) -> Agreement:
-    """Return how closely ONNX Runtime reproduces scikit-learn on every held-out row.
+    """Compare ONNX Runtime with scikit-learn on every held-out row; return the agreement.
 
-    held_out_rows: (n, features); both get them rounded to float32. Raises TrainingError
-    when a value differs by more than ATOL + RTOL * |scikit-learn's value|.
+    held_out_rows: (n, features) float64; both get the rows rounded to float32. Raises
+    TrainingError if a value differs by more than ATOL + RTOL * |scikit-learn's value|.
     """
     rows = held_out_rows.astype(np.float32)
-    want = expected(dataset, pipeline, rows.astype(np.float64))
-    (got,) = session_of(model).run(None, {INPUT: rows})
-    distances = np.abs(got - want)
+    reference = expected(dataset, pipeline, rows.astype(np.float64))
+    (actual,) = session_of(model).run(None, {INPUT: rows})
+    distances = np.abs(actual - reference)
     largest = float(distances.max())
-    wrong = ~agree(got, want, rtol=RTOL, atol=ATOL)
-    if wrong.any():
-        rows_wrong = int(wrong.any(axis=1).sum())
-        row, column = np.unravel_index(np.argmax(np.where(wrong, distances, -1)), got.shape)
+    differs = ~agree(actual, reference, rtol=RTOL, atol=ATOL)
+    if differs.any():
+        different_rows = int(differs.any(axis=1).sum())
+        row, column = np.unravel_index(np.argmax(np.where(differs, distances, -1)), actual.shape)
         raise TrainingError(
-            f"{dataset.name}: ONNX Runtime and scikit-learn disagree on {rows_wrong} "
+            f"{dataset.name}: ONNX Runtime and scikit-learn disagree on {different_rows} "
             f"of {len(rows)} held-out rows; at most in row {row}, column {column}: expected "
-            f"{want[row, column]:.9g}, got {got[row, column]:.9g}, which is more than "
+            f"{reference[row, column]:.9g}, got {actual[row, column]:.9g}, which is more than "
             f"rtol {RTOL:g} and atol {ATOL:g} allow. Nothing is published. Features with large "
             "values that differ little lose their digits in float32: subtract an offset first."
         )

@@ -54,13 +54,13 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
     steps = Steps(5, console or quiet())
     with steps.step("Read the model") as step:
         model = read_model(path)
-        step.found = f"{path}, {len(model)} bytes"
+        step.result = f"{path}, {len(model)} bytes"
     with steps.step("Open it with ONNX Runtime") as step:
         session = _open(path, model)
         _refuse_unknown_ranks(path, model)
         inputs, outputs = _tensors(path, session)
         inputs, outputs = _with_state(inputs, state), _labelled(outputs, labels)
-        step.found = f"{_signatures(inputs)} -> {_signatures(outputs)}"
+        step.result = f"{_signatures(inputs)} -> {_signatures(outputs)}"
     with steps.step("Run golden rows") as step:
         run = (
             given(session, inputs, Path(sample))
@@ -68,13 +68,13 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
             else generated(session, inputs, _texts_in(model))
         )
         refuse_random(session, run)
-        step.found = run.source
+        step.result = run.source
     for warning in run.notes:
         steps.warn(f"{warning}. Provide rows of real data: SAMPLE=rows.npz (input name -> array)")
     with steps.step("See whether requests may share a run") as step:
         op_types = (node.op_type for node in _nodes_in(onnx.load_model_from_string(model)))
         decision = decide(session, inputs, outputs, run, op_types=op_types, override=batching)
-        step.found = decision.text
+        step.result = decision.text
     contract = contract_of(
         identity,
         model,
@@ -96,7 +96,7 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
     with steps.step("Publish") as step:
         artifact = Artifact(contract, model)
         location = artifact.publish(identity)
-        step.found = location
+        step.result = location
     artifact.show(location, identity, steps, {})
     return location
 

@@ -1,7 +1,6 @@
-"""A scikit-learn Pipeline with its preprocessing inside, fitted and evaluated.
+"""Split the data, fit a scikit-learn pipeline with its preprocessing, and evaluate it.
 
-Between dataset.py and export.py. The same data gives the same bits: the split has a
-seed, and one thread adds up in one order.
+Deterministic: the split has a fixed seed, and one thread adds numbers in a fixed order.
 """
 
 import warnings
@@ -23,16 +22,16 @@ from training.errors import TrainingError
 
 HELD_OUT_FRACTION = 0.25
 SEED = 0
-MOST_ITERATIONS = 1000
-# With a quarter held out, each label then has a row on either side.
-_FEWEST_ROWS_A_LABEL = 4
-# Two of them are held out: the fewest that r2 is defined for.
-_FEWEST_ROWS = 8
+MAX_ITERATIONS = 1000
+# The smallest number for which a stratified quarter holds out one row of each label.
+_MIN_ROWS_PER_LABEL = 4
+# The smallest number that holds out two rows, which r2 needs.
+_MIN_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Split:
-    """A data set in two: what the model learns from and what it is judged by."""
+    """A data set, divided into rows for fitting and held-out rows for the evaluation."""
 
     rows: Float64Array
     targets: NDArray[Any]
@@ -41,12 +40,12 @@ class Split:
 
 
 def split(dataset: Dataset) -> Split:
-    """Hold out a quarter of the rows, of each label its share.
+    """Hold out a quarter of the rows, stratified by label for a classification.
 
-    Raises TrainingError when there are too few rows to do so.
+    Raises TrainingError if the data set has too few rows.
     """
     classification = dataset.task == "classification"
-    _refuse_too_few_rows(dataset)
+    _reject_too_few_rows(dataset)
     rows, held_out_rows, targets, held_out_targets = train_test_split(
         dataset.rows,
         dataset.targets,
@@ -58,14 +57,12 @@ def split(dataset: Dataset) -> Split:
 
 
 def fit(dataset: Dataset, data: Split) -> Pipeline:
-    """Return a pipeline that knows the rows that are not held out.
+    """Fit a pipeline to the rows that are not held out.
 
-    Raises TrainingError when the classifier does not converge.
+    Raises TrainingError if the classifier does not converge.
     """
     estimator = (
-        LogisticRegression(max_iter=MOST_ITERATIONS)
-        if dataset.task == "classification"
-        else Ridge()
+        LogisticRegression(max_iter=MAX_ITERATIONS) if dataset.task == "classification" else Ridge()
     )
     pipeline = make_pipeline(StandardScaler(), estimator)
     with threadpool_limits(limits=1), warnings.catch_warnings():
@@ -74,7 +71,7 @@ def fit(dataset: Dataset, data: Split) -> Pipeline:
             return pipeline.fit(data.rows, data.targets)
         except ConvergenceWarning as warning:
             raise TrainingError(
-                f"{dataset.name}: expected to converge within {MOST_ITERATIONS} iterations: "
+                f"{dataset.name}: expected to converge within {MAX_ITERATIONS} iterations: "
                 f"{' '.join(str(warning).split())}"
             ) from warning
 
@@ -82,8 +79,8 @@ def fit(dataset: Dataset, data: Split) -> Pipeline:
 def evaluate(dataset: Dataset, data: Split, pipeline: Pipeline) -> dict[str, float]:
     """Return the metrics of a pipeline on the held-out rows.
 
-    accuracy and log_loss (nats) of a classification; r2 and mean_absolute_error (in the
-    target's unit) of a regression.
+    Classification: accuracy and log_loss (nats). Regression: r2 and mean_absolute_error (in the
+    target's unit).
     """
     with threadpool_limits(limits=1):
         predicted = pipeline.predict(data.held_out_rows)
@@ -101,29 +98,29 @@ def evaluate(dataset: Dataset, data: Split, pipeline: Pipeline) -> dict[str, flo
 
 
 def expected(dataset: Dataset, pipeline: Pipeline, rows: Float64Array) -> Float64Array:
-    """Return what the exported model must answer: probabilities, (n, labels), or (n, 1)."""
+    """Return scikit-learn's outputs in float64: probabilities, (n, labels), or values, (n, 1)."""
     with threadpool_limits(limits=1):
         if dataset.task == "classification":
             return np.asarray(pipeline.predict_proba(rows), dtype=np.float64)
         return np.asarray(pipeline.predict(rows), dtype=np.float64).reshape(-1, 1)
 
 
-def _refuse_too_few_rows(dataset: Dataset) -> None:
+def _reject_too_few_rows(dataset: Dataset) -> None:
     if dataset.task == "regression":
-        if len(dataset.rows) < _FEWEST_ROWS:
+        if len(dataset.rows) < _MIN_ROWS:
             raise TrainingError(
-                f"{dataset.name}: expected {_FEWEST_ROWS} or more rows, got {len(dataset.rows)}"
+                f"{dataset.name}: expected {_MIN_ROWS} or more rows, got {len(dataset.rows)}"
             )
         return
     counts = np.bincount(dataset.targets)
     rare = [
         f'{count} of "{dataset.labels[label]}"'
         for label, count in enumerate(counts)
-        if count < _FEWEST_ROWS_A_LABEL
+        if count < _MIN_ROWS_PER_LABEL
     ]
     if rare:
         raise TrainingError(
-            f"{dataset.name}: expected {_FEWEST_ROWS_A_LABEL} or more rows of each label, got "
+            f"{dataset.name}: expected {_MIN_ROWS_PER_LABEL} or more rows of each label, got "
             f"{', '.join(rare[:5])}{', …' if len(rare) > 5 else ''} (a classification, because "
             f"{dataset.task_because})"
         )

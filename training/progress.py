@@ -1,7 +1,7 @@
-"""The steps of a training and what each of them found, shown while they run.
+"""Print the steps of a command: title, result, and duration, one line per step.
 
-Used by train.py and own.py. One line a step: on a terminal a spinner while it runs,
-elsewhere the line begins when the step begins and ends when it ends.
+A terminal shows a spinner while the step runs. In a log file the title is written when the step
+starts, and the rest of the line when it ends.
 """
 
 import time
@@ -14,38 +14,38 @@ from rich.console import Console
 
 @dataclass
 class Step:
-    """A running step; what it found is shown when it is done."""
+    """A running step. Its result is printed when it ends."""
 
-    found: str = ""
+    result: str = ""
 
 
 class Steps:
-    """Counts the steps up to `total` and shows them on a console."""
+    """Prints numbered steps on a console. total: the number of steps."""
 
     def __init__(self, total: int, console: Console) -> None:
         self._total = total
         self._console = console
-        self._begun = 0
+        self._started = 0
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Show a step while the block runs, then what it found and how long it took."""
-        self._begun += 1
-        line = f"[{self._begun}/{self._total}] {title}"
+        """Print a step while the block runs, then its result and its duration."""
+        self._started += 1
+        line = f"[{self._started}/{self._total}] {title}"
         step = Step()
         started = time.perf_counter()
         with self._running(line):
             yield step
         seconds = time.perf_counter() - started
-        begun = f"{line}: " if self._console.is_terminal else ""
-        self._print(f"{begun}{step.found} ({seconds:.2f} s)")
+        prefix = f"{line}: " if self._console.is_terminal else ""
+        self._print(f"{prefix}{step.result} ({seconds:.2f} s)")
 
     def warn(self, text: str) -> None:
-        """Show a warning in a line of its own, between two steps."""
+        """Print a warning on its own line, between two steps."""
         self._print(f"warning: {text}")
 
     def show(self, facts: dict[str, str]) -> None:
-        """Show facts one a line, in two columns."""
+        """Print facts, one per line, in two columns."""
         width = max(len(name) for name in facts)
         for name, value in facts.items():
             self._print(f"  {name:{width}}  {value}")
@@ -64,11 +64,11 @@ class Steps:
             raise
 
     def _print(self, text: str, end: str = "\n") -> None:
-        # As it is: no colours in paths, no line breaks at a width that a log file has not.
+        # No colours in paths, and no line breaks: a log file has no width.
         self._console.print(text, end=end, markup=False, highlight=False, soft_wrap=True)
         self._console.file.flush()
 
 
 def quiet() -> Console:
-    """Return a console that shows nothing, for callers that are programs."""
+    """Return a console that prints nothing, for calls from code."""
     return Console(quiet=True)

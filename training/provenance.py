@@ -1,7 +1,6 @@
-"""Where an artifact comes from: the command, the commit and the software that made it.
+"""The origin of an artifact for its contract: command, commit, owner, and library versions.
 
-Written into the contract by train.py and own.py. Holds no time: the same training gives
-the same contract.
+Without a time, so that the same training gives the same contract.
 """
 
 import platform
@@ -14,7 +13,7 @@ from pathlib import Path
 from artifact.contract import Environment
 from artifact.software import normalized, operating_system
 
-# What training calls; what these need in turn is found from their metadata.
+# The libraries that training imports; their dependencies are read from their metadata.
 _LIBRARIES = (
     "numpy", "onnx", "onnxruntime", "pydantic", "rich", "scikit-learn", "skl2onnx", "typer",
 )  # fmt: skip
@@ -22,7 +21,7 @@ _THIS_CODE = Path(__file__).parent
 
 
 def make_command(target: str, **variables: object) -> str:
-    """Return a make command line for a shell; variables that are None or "" are left out."""
+    """Return a make command line for a shell, without variables that are None or ""."""
     words = [
         # Quotes for the shell suffice: the Makefile does not expand `$` in a value.
         f"{name}={shlex.quote(str(value))}"
@@ -33,9 +32,9 @@ def make_command(target: str, **variables: object) -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of this code, with `-dirty` when tracked files differ from it.
+    """Return the git commit, with `-dirty` if tracked files have changed.
 
-    None outside a git repository and where git is not installed.
+    None outside a git repository or without git.
     """
     head = _git("rev-parse", "HEAD")
     if head is None:
@@ -44,46 +43,46 @@ def commit() -> str | None:
     return f"{head}-dirty" if changed else head
 
 
-def owner(given: str | None) -> str:
-    """Return who answers for a model: the one given, git's user, or "unknown"."""
-    return given or _git("config", "user.name") or "unknown"
+def owner(name: str | None) -> str:
+    """Return the owner of a model: the name, else git's user.name, else "unknown"."""
+    return name or _git("config", "user.name") or "unknown"
 
 
 def environment() -> Environment:
-    """Return this Python, this operating system and every library that training uses."""
+    """Return the Python version, the operating system, and the versions of training's libraries."""
     return Environment(
         python=platform.python_version(), os=operating_system(), libraries=_libraries()
     )
 
 
 def _libraries() -> dict[str, str]:
-    """Return the versions of what training needs, not of all that happens to be installed.
+    """Return the versions of training's libraries and their dependencies.
 
-    Linters that `make check` adds later must not change the contract.
+    Other installed packages are ignored: linters must not change the contract.
     """
-    found: dict[str, str] = {}
-    wanted = list(_LIBRARIES)
-    while wanted:
-        name = normalized(wanted.pop())
-        if name in found:
+    versions: dict[str, str] = {}
+    names = list(_LIBRARIES)
+    while names:
+        name = normalized(names.pop())
+        if name in versions:
             continue
         try:
             library = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            continue  # needed on another platform or Python
-        found[name] = library.version
-        wanted += [
+            continue  # a dependency on another platform or Python version
+        versions[name] = library.version
+        names += [
             re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
             for requirement in library.requires or []
             if "extra" not in requirement.partition(";")[2]
         ]
-    return dict(sorted(found.items()))
+    return dict(sorted(versions.items()))
 
 
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(  # noqa: S603 - constant arguments
-            ["git", *arguments],  # noqa: S607 - whichever git the user has
+            ["git", *arguments],  # noqa: S607 - the git on PATH
             cwd=_THIS_CODE,
             capture_output=True,
             text=True,

@@ -57,7 +57,7 @@ def test_a_regression_on_too_few_rows_is_refused() -> None:
 
 
 def test_a_fit_that_does_not_converge_is_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "MOST_ITERATIONS", 1)
+    monkeypatch.setattr(pipeline, "MAX_ITERATIONS", 1)
     iris = load("iris")
     with pytest.raises(TrainingError, match="iris: expected to converge within 1 iterations"):
         pipeline.fit(iris, pipeline.split(iris))

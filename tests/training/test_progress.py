@@ -14,7 +14,7 @@ def test_a_log_gets_one_whole_line_a_step() -> None:
     steps = Steps(2, Console(file=text, width=20))
     with steps.step("Load") as step:
         assert text.getvalue() == "[1/2] Load: "
-        step.found = "/a/long/path/[with]/brackets.csv"
+        step.result = "/a/long/path/[with]/brackets.csv"
     with steps.step("Fit"):
         pass
     first, second = text.getvalue().splitlines()
@@ -33,5 +33,5 @@ def test_a_terminal_keeps_the_line_of_a_finished_step() -> None:
     text = io.StringIO()
     steps = Steps(1, Console(file=text, force_terminal=True, width=80))
     with steps.step("Load") as step:
-        step.found = "150 rows"
+        step.result = "150 rows"
     assert "[1/1] Load: 150 rows" in text.getvalue()

@@ -183,10 +183,10 @@ def test_a_regression_on_a_csv_file_has_no_labels(tmp_path: Path) -> None:
         ({"dataset": "iris", "task": "regression"}, "TASK: expected classification of iris"),
         ({"dataset": "iris", "name": "Iris"}, "NAME: .*, got 'Iris'"),
         ({"dataset": "iris", "version": "../1"}, r"VERSION: .*, got '\.\./1'"),
-        ({"dataset": "iris", "version": "aliases"}, "VERSION: .*folder beside the versions"),
+        ({"dataset": "iris", "version": "aliases"}, "VERSION: .*folder of the aliases"),
         ({"dataset": "iris", "version": ""}, "VERSION: expected a value, got none"),
         ({"dataset": "iris", "alias": "a/b", "name": "A"}, "NAME: .*; ALIAS: .*, got 'a/b'"),
-        ({"dataset": "iris", "store": "https://host/models"}, 'STORE: .*got "https://host/models'),
+        ({"dataset": "iris", "store": "https://host/models"}, "STORE: .*got https://host/models"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_named(
