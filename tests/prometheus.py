@@ -75,14 +75,14 @@ class Prometheus:
         self.stop()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop Prometheus."""
         self._ending.close()
 
     def discover(self, pods: Iterable["Pod"]) -> None:
-        """Find these pods, and no others any more; it takes some seconds to heed that.
+        """Make service discovery return exactly these pods; Prometheus reads it after seconds.
 
-        What discovery says of a pod is said once for each of its ports. Only the port that
-        it is to be scraped at is not the template's, for here the server took a free one.
+        Discovery lists a pod once for each of its ports. Only the scraped port differs from the
+        template's: here the server listens on a free port.
         """
         self._write_targets(
             [
@@ -95,27 +95,27 @@ class Prometheus:
 
     def targets(self) -> list[dict[str, Any]]:
         """Return what it scrapes."""
-        found: list[dict[str, Any]] = self._ask("targets", state="active")["activeTargets"]
+        found: list[dict[str, Any]] = self._query("targets", state="active")["activeTargets"]
         return found
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return the series that a query has now. Raises HTTPStatusError if it is ill-formed."""
-        found: list[dict[str, Any]] = self._ask("query", query=expression)["result"]
+        found: list[dict[str, Any]] = self._query("query", query=expression)["result"]
         return found
 
     def firing(self, namespace: str) -> dict[str, dict[str, str]]:
         """Return the alerts that fire for a namespace: by name, their annotations."""
         return {
             alert["labels"]["alertname"]: alert["annotations"]
-            for alert in self._ask("alerts")["alerts"]
+            for alert in self._query("alerts")["alerts"]
             if alert["state"] == "firing" and alert["labels"].get("namespace") == namespace
         }
 
-    def _ask(self, path: str, **parameters: str) -> Any:
+    def _query(self, path: str, **parameters: str) -> Any:
         # By POST a query may be of any length; the others know GET alone.
         method = "POST" if path == "query" else "GET"
-        given = {"data" if method == "POST" else "params": parameters}
-        answer = self._client.request(method, f"/{path}", **given)  # type: ignore[arg-type]
+        value = {"data" if method == "POST" else "params": parameters}
+        answer = self._client.request(method, f"/{path}", **value)  # type: ignore[arg-type]
         answer.raise_for_status()
         return answer.json()["data"]
 

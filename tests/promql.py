@@ -22,12 +22,12 @@ class Selector:
     matchers: tuple[tuple[str, str, str], ...] = ()
 
     def without(self, labels: frozenset[str]) -> "Selector":
-        """Return it with nothing asked of these labels."""
+        """Return the selector without matchers for these labels."""
         kept = tuple(matcher for matcher in self.matchers if matcher[0] not in labels)
         return Selector(self.metric, kept)
 
     def selects(self, metric: str, labels: Mapping[str, str]) -> bool:
-        """Tell whether a series is meant; one without a label that is asked for is not."""
+        """Return whether a series matches. A series without a label of a matcher does not match."""
         return metric == self.metric and all(
             label in labels and _holds(labels[label], operator, value)
             for label, operator, value in self.matchers
@@ -71,10 +71,12 @@ def _until(end: str, tokens: list[str], start: int) -> tuple[list[str], int]:
 
 
 def _matchers(inside: list[str]) -> tuple[tuple[str, str, str], ...]:
-    asked = [one for one in inside if one != ","]
+    selected = [each for each in inside if each != ","]
     return tuple(
         (label, operator, value[1:-1])
-        for label, operator, value in zip(asked[::3], asked[1::3], asked[2::3], strict=True)
+        for label, operator, value in zip(
+            selected[::3], selected[1::3], selected[2::3], strict=True
+        )
     )
 
 

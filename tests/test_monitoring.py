@@ -73,12 +73,12 @@ def filled_in(query: str, namespace: str) -> str:
 def dashboard_queries(namespace: str = ".*") -> list[str]:
     """Those of its panels and of its variables."""
     variables = [
-        one["definition"] for one in DASHBOARD["templating"]["list"] if "definition" in one
+        each["definition"] for each in DASHBOARD["templating"]["list"] if "definition" in each
     ]
-    asked = [re.fullmatch(r"label_values\((.+), (\w+)\)", one) for one in variables]
+    selected = [re.fullmatch(r"label_values\((.+), (\w+)\)", each) for each in variables]
     queries = [target["expr"] for panel in PANELS for target in panel["targets"]]
-    queries += [f"count by ({one[2]}) ({one[1]})" for one in asked if one]
-    assert len(asked) == len([one for one in asked if one])
+    queries += [f"count by ({each[2]}) ({each[1]})" for each in selected if each]
+    assert len(selected) == len([each for each in selected if each])
     return [filled_in(query, namespace) for query in queries]
 
 
@@ -87,19 +87,19 @@ def runbook_queries() -> list[str]:
 
 
 def unknown(query: str, series: Series) -> list[str]:
-    """What a query asks for and no server has."""
-    found = read(query)
+    """Return the series and labels of a query that no server has."""
+    parsed = read(query)
     problems = [
-        f"no series {asked}"
-        for asked in (selector.without(SCRAPED) for selector in found.selectors)
-        if not any(asked.selects(*one) for one in series)
+        f"no series {selected}"
+        for selected in (selector.without(SCRAPED) for selector in parsed.selectors)
+        if not any(selected.selects(*each) for each in series)
     ]
-    metrics = {selector.metric for selector in found.selectors}
+    metrics = {selector.metric for selector in parsed.selectors}
     labels = {label for metric, labels in series if metric in metrics for label in labels}
-    return problems + [f"no label {one}" for one in sorted(found.groupings - labels - SCRAPED)]
+    return problems + [f"no label {each}" for each in sorted(parsed.groupings - labels - SCRAPED)]
 
 
-def ask_for_everything(url: str) -> None:
+def request_every_endpoint(url: str) -> None:
     """Ask in every way there is to predict, and once wrongly."""
     tensor = {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": FLOWER}
     with httpx.Client(base_url=url, timeout=20) as client:
@@ -148,27 +148,27 @@ class Followed:
 def following(
     two_csv_versions: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Followed]:
-    """A healthy server that has followed its alias from version 1 to 2, and was asked."""
+    """A healthy server that has followed its alias from version 1 to 2 and served requests."""
     followed = Followed(two_csv_versions, tmp_path_factory.mktemp("following"))
     followed.server.wait_until_ready()
     followed.move("2")
     wait_until(lambda: followed.served() == "2")
-    ask_for_everything(followed.server.url)
+    request_every_endpoint(followed.server.url)
     yield followed
     assert followed.server.stop() == 0
 
 
 @pytest.fixture(scope="module")
 def series(following: Followed) -> Series:
-    """What it says, what Prometheus says of it, and what the rules record."""
+    """The series of a server, of Prometheus's scrapes, and of the recording rules."""
     text = httpx.get(f"{following.server.management_url}/metrics").text
-    said = [
+    scraped = [
         (sample.name, sample.labels)
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     ]
     recorded: Series = [(rule["record"], {}) for rule in EVERY_RULE if "record" in rule]
-    return [*said, *recorded, ("up", {})]
+    return [*scraped, *recorded, ("up", {})]
 
 
 def families(series: Series) -> set[str]:
@@ -312,19 +312,21 @@ def test_every_metric_of_a_server_is_watched(series: Series) -> None:
     """By the dashboard; one that nobody looks at is there for nothing."""
     used = {selector.metric for query in dashboard_queries() for selector in read(query).selectors}
 
-    assert families(series) - {name for one in used for name in (one, PART.sub("", one))} == set()
+    assert (
+        families(series) - {name for each in used for name in (each, PART.sub("", each))} == set()
+    )
 
 
 def test_every_metric_of_a_server_is_documented(series: Series) -> None:
     rows = re.findall(r"^\| `(\w+)(?:\{([^}]*)\})?` \|", PAGE, re.MULTILINE)
     documented = {name: set(labels.split(",")) - {""} for name, labels in rows}
 
-    said = {name: set[str]() for name in families(series)}
+    text = {name: set[str]() for name in families(series)}
     for metric, labels in series:
-        name = metric if metric in said else PART.sub("", metric)
-        if name in said:
-            said[name] |= labels.keys() - {"le"}
-    assert documented == said
+        name = metric if metric in text else PART.sub("", metric)
+        if name in text:
+            text[name] |= labels.keys() - {"le"}
+    assert documented == text
 
 
 # ---- The runbook
@@ -335,14 +337,14 @@ def test_the_runbook_has_a_section_for_each_alert_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_section_says_what_it_means_how_to_see_it_and_what_to_do(name: str) -> None:
+def test_each_alert_has_a_section_with_meaning_checks_fix_and_test(name: str) -> None:
     section = re.split(r"^## ", RUNBOOK.split(f"\n## {name}\n")[1], flags=re.MULTILINE)[0]
 
     assert re.findall(r"^\*\*(\w+)\.\*\*", section, re.MULTILINE) == [
-        "Means",
-        "See",
-        "Do",
-        "Planted",
+        "Meaning",
+        "Check",
+        "Fix",
+        "Tested",
     ]
 
 
@@ -367,7 +369,7 @@ def test_every_command_of_the_runbook_is_a_target() -> None:
 
 
 def test_every_event_of_the_runbook_is_logged() -> None:
-    """Who looks for one that is not there takes a broken server for a sound one."""
+    """An event that is never logged would make a broken server look healthy."""
     written = "".join(
         file.read_text(encoding="utf-8")
         for folder in ("artifact", "serving", "model_load")
@@ -395,10 +397,10 @@ def test_promtool_finds_nothing_wrong_with_the_rules(command: tuple[str, Path]) 
 
 def test_each_alert_is_tested_to_fire_and_to_be_silent() -> None:
     tests = yaml.safe_load(UNIT_TESTS.read_text(encoding="utf-8"))["tests"]
-    expected = [one for test in tests for one in test["alert_rule_test"]]
+    expected = [each for test in tests for each in test["alert_rule_test"]]
 
-    assert sorted({one["alertname"] for one in expected if one["exp_alerts"]}) == NAMES
-    assert sorted({one["alertname"] for one in expected if not one["exp_alerts"]}) == NAMES
+    assert sorted({each["alertname"] for each in expected if each["exp_alerts"]}) == NAMES
+    assert sorted({each["alertname"] for each in expected if not each["exp_alerts"]}) == NAMES
 
 
 # ---- The manifests
@@ -409,9 +411,9 @@ def test_rules_and_dashboard_are_applied_as_they_are() -> None:
     if shutil.which("kubectl") is None:
         unavailable("needs kubectl")
     objects = list(yaml.safe_load_all(kustomize({"resources": ["monitoring"]})))
-    maps = {one["metadata"]["name"]: one for one in objects}
+    maps = {each["metadata"]["name"]: each for each in objects}
 
-    assert {(one["kind"], one["metadata"]["namespace"]) for one in objects} == {
+    assert {(each["kind"], each["metadata"]["namespace"]) for each in objects} == {
         ("ConfigMap", "monitoring")
     }
     assert yaml.safe_load(maps["inference-rules"]["data"]["inference.yaml"]) == {"groups": GROUPS}
@@ -461,7 +463,7 @@ def test_panels_have_ids_and_places_of_their_own() -> None:
 
 
 def test_the_dashboard_draws_the_thresholds_of_the_alerts() -> None:
-    """One that is changed in the rules alone would be drawn where it was."""
+    """The rules and the dashboard must not state different thresholds."""
     drawn = {
         panel["title"]: panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"]
         for panel in PANELS
@@ -470,10 +472,10 @@ def test_the_dashboard_draws_the_thresholds_of_the_alerts() -> None:
     stated = {rule["alert"]: re.findall(r"> ([\d.* ]+)", rule["expr"]) for rule in ALERTS}
 
     assert drawn == {
-        "Share of predictions that fail": float(stated["PredictionsFail"][0].split("*")[1]),
-        "Latency of predictions": float(stated["PredictionsSlow"][0]),
+        "Failed predictions": float(stated["PredictionsFail"][0].split("*")[1]),
+        "Prediction latency": float(stated["PredictionsSlow"][0]),
         "Requests in flight": float(stated["RequestsPileUp"][0]),
-        "Since the alias was read": float(stated["AliasNotRead"][0]),
+        "Time since the alias was read": float(stated["AliasNotRead"][0]),
     }
 
 
@@ -482,13 +484,13 @@ def test_the_dashboard_draws_the_thresholds_of_the_alerts() -> None:
 
 def test_servers_are_found_once_with_the_labels_that_rules_need(cluster: Cluster) -> None:
     """Though a pod has two ports."""
-    found = [one["labels"] for one in cluster.prometheus.targets()]
+    found = [each["labels"] for each in cluster.prometheus.targets()]
 
-    assert len(found) == len({(one["namespace"], one["pod"]) for one in found}) == 7
+    assert len(found) == len({(each["namespace"], each["pod"]) for each in found}) == 7
     for labels in found:
         assert labels.keys() == SCRAPED | {"instance", "job"}
         assert labels["track"] == "stable"
-    assert {one["app_kubernetes_io_instance"] for one in found} == {
+    assert {each["app_kubernetes_io_instance"] for each in found} == {
         "iris-model-in-image",
         "iris-model-load",
     }
@@ -508,12 +510,12 @@ def test_each_panel_shows_something_of_a_healthy_server_and_no_alert_fires(
     queries = dashboard_queries("following")
 
     def empty() -> list[str]:
-        ask_for_everything(cluster.following.server.url)
+        request_every_endpoint(cluster.following.server.url)
         return [
             query
             for query in queries
             if not any(
-                math.isfinite(float(one["value"][1])) for one in cluster.prometheus.query(query)
+                math.isfinite(float(each["value"][1])) for each in cluster.prometheus.query(query)
             )
         ]
 
@@ -536,7 +538,7 @@ def test_a_corrupt_version_that_the_alias_names_fires(cluster: Cluster) -> None:
 
 
 def test_a_version_that_was_changed_in_its_place_fires(cluster: Cluster) -> None:
-    """The replacement of a worker cannot open it; its sibling serves on."""
+    """The replacement of a worker cannot open the model; the other worker keeps serving."""
     cluster.changed.spoil("1")
     os.kill(min(workers(str(cluster.changed.server.management_url))), signal.SIGKILL)
 
@@ -566,15 +568,15 @@ def test_requests_that_are_not_answered_fire_and_so_do_late_answers(cluster: Clu
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
     with ExitStack() as ending:
         connections = [ending.enter_context(connect(cluster.waiting.url)) for _ in range(MANY)]
-        for one in connections:
-            one.sendall(head % len(body))
+        for each in connections:
+            each.sendall(head % len(body))
 
         assert cluster.firing("waiting", "RequestsPileUp")
 
-        for one in connections:
-            one.sendall(body)
-        for one in connections:
-            with one.makefile("rb") as answer:
+        for each in connections:
+            each.sendall(body)
+        for each in connections:
+            with each.makefile("rb") as answer:
                 assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
     assert cluster.firing("waiting", "PredictionsSlow")
 
@@ -586,8 +588,8 @@ def test_a_server_that_is_away_fires_with_words_for_it(cluster: Cluster) -> None
     fired = cluster.firing("away", "ServerDown", "NoServer")
 
     assert fired["ServerDown"] == {
-        "summary": "away: pod-0 does not answer",
-        "description": "pod-0 of iris-model-in-image, track stable, has not answered Prometheus "
-        "for five minutes.",
+        "summary": "away: pod-0 does not respond",
+        "description": "pod-0 of iris-model-in-image, track stable, has not responded to "
+        "Prometheus for 5 minutes.",
         "runbook_url": "docs/runbook.md#serverdown",
     }

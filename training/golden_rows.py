@@ -1,4 +1,4 @@
-"""Golden rows for a model that came without data: rows of a file, or generated ones.
+"""Golden rows for an ONNX file: read from an .npz file, or generated.
 
 A server is ready once it reproduces the golden rows, so they must exercise the graph: an attention
 mask of zeros hides the rest of a text model.
@@ -84,7 +84,7 @@ class Run:
         )
 
 
-def given(session: onnxruntime.InferenceSession, inputs: Inputs, path: Path) -> Run:
+def read_golden_rows(session: onnxruntime.InferenceSession, inputs: Inputs, path: Path) -> Run:
     """Run the arrays of an .npz file, one for each input; optional ones may be missing.
 
     Raises TrainingError that names every array that is missing, unknown, of another dtype
@@ -118,7 +118,7 @@ def given(session: onnxruntime.InferenceSession, inputs: Inputs, path: Path) -> 
         raise TrainingError(f"{path}: the model does not run with it: {_line(error)}") from error
 
 
-def generated(
+def generate_golden_rows(
     session: onnxruntime.InferenceSession, inputs: Inputs, texts: Sequence[str] = ()
 ) -> Run:
     """Run inputs that are made from the shapes, SEED, and the values that the model accepts.

@@ -18,11 +18,11 @@ from training import provenance as origin
 from training.artifact import Artifact, Identity, contract_of
 from training.batching import decide
 from training.errors import TrainingError
-from training.golden_rows import generated, given, refuse_random
+from training.golden_rows import generate_golden_rows, read_golden_rows, refuse_random
 from training.progress import Steps, quiet
 
 # A protobuf message, which an ONNX file is, cannot be larger.
-MOST_BYTES = 2**31 - 1
+MAX_BYTES = 2**31 - 1
 
 
 def make_contract(  # noqa: PLR0913 - the variables of `make contract`
@@ -63,9 +63,9 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
         step.result = f"{_signatures(inputs)} -> {_signatures(outputs)}"
     with steps.step("Run golden rows") as step:
         run = (
-            given(session, inputs, Path(sample))
+            read_golden_rows(session, inputs, Path(sample))
             if sample
-            else generated(session, inputs, _texts_in(model))
+            else generate_golden_rows(session, inputs, _texts_in(model))
         )
         refuse_random(session, run)
         step.result = run.source
@@ -102,9 +102,9 @@ def make_contract(  # noqa: PLR0913 - the variables of `make contract`
 
 
 def read_model(path: Path) -> bytes:
-    """Return an ONNX file's bytes, with the weights that lie beside it, if any, inside.
+    """Return the bytes of an ONNX file, with its external weights embedded.
 
-    Raises TrainingError for what is no ONNX file, and for one that would be too large.
+    Raises TrainingError if the file is not an ONNX file, or too large to embed its weights.
     """
     try:
         content = path.read_bytes()
@@ -171,9 +171,9 @@ def _refuse_too_large(path: Path, size_bytes: int, outside: list[onnx.TensorProt
         if entry.key == "location"
     }
     total = size_bytes + sum(file.stat().st_size for file in files if file.is_file())
-    if total > MOST_BYTES:
+    if total > MAX_BYTES:
         raise TrainingError(
-            f"{path}: expected at most {MOST_BYTES} bytes with its external data, got {total}: an "
+            f"{path}: expected at most {MAX_BYTES} bytes with its external data, got {total}: an "
             "artifact holds one ONNX file, which cannot be larger. Quantize it or split it."
         )
 

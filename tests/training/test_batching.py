@@ -323,9 +323,9 @@ def test_the_same_model_gets_the_same_contract(tmp_path: Path, name: str) -> Non
         (tmp_path / copy).mkdir()
         files.append(save(tmp_path / copy / "m.onnx", ROWS, SAME_SHAPE, nodes, constants))
 
-    one, two = map(describe, files)
+    first, second = map(describe, files)
 
-    assert one.golden == two.golden
+    assert first.golden == second.golden
 
 
 def test_rows_that_do_not_run_together_do_not_share_a_run(tmp_path: Path) -> None:

@@ -83,11 +83,11 @@ def test_an_artifact_keeps_the_files_bytes(linear: Path, tmp_path: Path) -> None
 
 
 def test_generated_rows_are_the_same_every_time(linear: Path, tmp_path: Path) -> None:
-    one, two = (describe(linear, tmp_path / store) for store in ("a", "b"))
-    assert one == two
-    assert one.golden.source == "generated, seed 0"
-    assert one.golden_inputs()["x"].shape == (4, 2)
-    assert one.golden_inputs()["x"].all()
+    first, second = (describe(linear, tmp_path / store) for store in ("a", "b"))
+    assert first == second
+    assert first.golden.source == "generated, seed 0"
+    assert first.golden_inputs()["x"].shape == (4, 2)
+    assert first.golden_inputs()["x"].all()
 
 
 @pytest.mark.parametrize("columns", [1, 8, 32, 256])

@@ -41,22 +41,22 @@ def test_a_label_with_too_few_rows_is_named() -> None:
         pipeline.split(few)
 
 
-def test_the_fewest_rows_that_are_accepted_can_be_split() -> None:
-    """The limit must hold: one row less and scikit-learn itself would fail."""
+def test_the_smallest_accepted_data_sets_can_be_split() -> None:
+    """The limit must hold: with one row less scikit-learn itself fails."""
     iris = load("iris")
     rows = np.r_[0:4, 50:54, 100:104]
     data = pipeline.split(replace(iris, rows=iris.rows[rows], targets=iris.targets[rows]))
     assert set(data.targets) == set(data.held_out_targets) == {0, 1, 2}
 
 
-def test_a_regression_on_too_few_rows_is_refused() -> None:
+def test_a_regression_with_too_few_rows_is_rejected() -> None:
     diabetes = load("diabetes")
     few = replace(diabetes, rows=diabetes.rows[:7], targets=diabetes.targets[:7])
     with pytest.raises(TrainingError, match="expected 8 or more rows, got 7"):
         pipeline.split(few)
 
 
-def test_a_fit_that_does_not_converge_is_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "MAX_ITERATIONS", 1)
     iris = load("iris")
     with pytest.raises(TrainingError, match="iris: expected to converge within 1 iterations"):

@@ -62,7 +62,7 @@ def test_the_same_training_twice_gives_the_same_bytes(dataset: str, tmp_path: Pa
     assert len(tree(tmp_path / "a")) == 2
 
 
-def test_an_existing_version_is_refused_before_any_work(
+def test_an_existing_version_is_rejected_before_training_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(dataset="iris", version="1", store=tmp_path, alias="stable")
@@ -89,7 +89,7 @@ def test_a_model_that_disagrees_with_scikit_learn_is_not_published(
     assert not (tmp_path / "store").exists()
 
 
-def test_features_that_float32_cannot_tell_apart_are_not_published(tmp_path: Path) -> None:
+def test_features_beyond_the_precision_of_float32_are_not_published(tmp_path: Path) -> None:
     """Seconds since 1970 differ by less than float32 resolves; the model would be noise."""
     lines = [f"{1_700_000_000 + i},{i * 0.5}" for i in range(100)]
     data = tmp_path / "a.csv"
@@ -115,18 +115,18 @@ def test_two_versions_from_two_files_fit_one_server(tmp_path: Path) -> None:
         )
         contracts.append(read_contract(path))
         assert differences(contracts[-1], path) == []
-    one, two = contracts
-    assert one.inputs[0].signature == two.inputs[0].signature == "float32[N,4]"
-    assert one.outputs == two.outputs
-    assert one.prediction.labels == ("setosa", "versicolor", "virginica")
-    assert one.model.sha256 != two.model.sha256
-    assert one.origin.dataset != two.origin.dataset
-    assert one.origin.command == (
+    first, second = contracts
+    assert first.inputs[0].signature == second.inputs[0].signature == "float32[N,4]"
+    assert first.outputs == second.outputs
+    assert first.prediction.labels == ("setosa", "versicolor", "virginica")
+    assert first.model.sha256 != second.model.sha256
+    assert first.origin.dataset != second.origin.dataset
+    assert first.origin.command == (
         f"make train DATA={tmp_path}/1.csv TARGET=species NAME=flowers VERSION=1"
     )
 
 
-def test_a_classification_of_two_labels_answers_a_column_for_each(tmp_path: Path) -> None:
+def test_a_classification_of_two_labels_has_one_column_per_label(tmp_path: Path) -> None:
     data = write_flowers(tmp_path / "a.csv", slice(0, 100))
     path = Path(
         train(data=data, target="species", name="two", version="1", store=tmp_path / "store")
@@ -142,7 +142,7 @@ def test_a_classification_of_two_labels_answers_a_column_for_each(tmp_path: Path
 
 
 def test_a_model_that_ignores_its_features_is_reported(tmp_path: Path) -> None:
-    """A feature of one value explains nothing, and any server would pass the golden rows."""
+    """A constant feature explains nothing, and every server would pass the golden rows."""
     data = tmp_path / "a.csv"
     data.write_text("x,y\n" + "1,a\n1,b\n" * 8)
     shown = io.StringIO()
@@ -189,15 +189,13 @@ def test_a_regression_on_a_csv_file_has_no_labels(tmp_path: Path) -> None:
         ({"dataset": "iris", "store": "https://host/models"}, "STORE: .*got https://host/models"),
     ],
 )
-def test_an_option_that_cannot_be_meant_is_named(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_an_invalid_option_is_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises((TrainingError, StoreError), match=message):
         train(**{"version": "1", "store": str(tmp_path / "store"), **options})
     assert not (tmp_path / "store").exists()
 
 
-def test_a_name_a_purpose_and_an_owner_of_ones_own_are_recorded(tmp_path: Path) -> None:
+def test_name_purpose_and_owner_are_recorded(tmp_path: Path) -> None:
     path = Path(train(
         dataset="iris", version="1", store=tmp_path.as_uri(),
         name="flowers", purpose="a test", owner="Ada", alias="stable",
@@ -213,7 +211,7 @@ def test_a_name_a_purpose_and_an_owner_of_ones_own_are_recorded(tmp_path: Path) 
 
 
 def test_golden_rows_show_every_label(tmp_path: Path) -> None:
-    """A model that had unlearned one label must not pass for right."""
+    """A model that never predicts a label must fail the check."""
     contract = read_contract(Path(train(dataset="iris", version="1", store=tmp_path)))
 
     best = contract.golden_outputs()["probabilities"].argmax(axis=1)

@@ -100,8 +100,10 @@ def test_docs_work_without_internet(iris: httpx.Client) -> None:
         assert iris.get(address).status_code == 200
 
 
-def test_the_page_is_of_this_server_alone_and_no_part_of_the_api(iris: httpx.Client) -> None:
-    """What it may load and who may frame it is said with each of its files."""
+def test_the_page_loads_from_this_server_only(
+    iris: httpx.Client,
+) -> None:
+    """Each file has a Content-Security-Policy."""
     page = iris.get("/")
 
     wanted = re.findall(r"""(?:src|href)="(page/[^"]+)""", page.text)

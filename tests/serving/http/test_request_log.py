@@ -40,7 +40,7 @@ def test_a_trace_is_an_id(iris: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "traceparent", "taken"),
+    ("client_id", "traceparent", "taken"),
     [
         (b"a", TRACEPARENT.encode(), b"a"),
         (b"", TRACEPARENT.encode(), TRACE.encode()),
@@ -54,13 +54,13 @@ def test_a_trace_is_an_id(iris: httpx.Client) -> None:
         (b"", b"", None),
     ],
 )
-def test_what_is_not_usable_is_as_good_as_none(
-    given: bytes, traceparent: bytes, taken: bytes | None
+def test_an_invalid_request_id_is_ignored(
+    client_id: bytes, traceparent: bytes, taken: bytes | None
 ) -> None:
-    """It goes into a header and into logs: no line of its own, no escape sequence."""
-    found = request_id(given, traceparent)
+    """The id is copied into a header and into logs: no line breaks, no escape sequences."""
+    actual = request_id(client_id, traceparent)
 
-    assert found == taken if taken else MADE.fullmatch(found.decode())
+    assert actual == taken if taken else MADE.fullmatch(actual.decode())
 
 
 def test_workers_make_different_ids(server: Start) -> None:
@@ -89,8 +89,8 @@ def test_requests_are_not_logged_unless_it_is_asked_for(server: Start) -> None:
     assert running.events("request") == []
 
 
-def test_access_lines_say_who_what_and_how_long(server: Start) -> None:
-    """And neither what was asked nor what was answered."""
+def test_access_log_lines_have_id_path_status_and_duration(server: Start) -> None:
+    """They contain neither inputs nor predictions."""
     running = server(ACCESS_LOG="true").wait_until_ready()
     headers = {"X-Request-ID": "order-66"}
 
@@ -127,7 +127,7 @@ def test_requests_under_way_are_counted(server: Start, count: str) -> None:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         wait_until_read(connection)
         wait_until(lambda: in_flight(url) == 2)
-        # Whoever goes away before the answer is not under way any more.
+        # A client that disconnects early is no longer in flight.
     wait_until(lambda: in_flight(url) == 1)
 
 
