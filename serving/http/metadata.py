@@ -1,6 +1,6 @@
 """Build the responses of /metadata, /label, and the v2 metadata endpoints from the contract.
 
-Library versions are not part of them: they help attackers, and /inventory has them.
+The full list of library versions is in /inventory only.
 """
 
 from typing import Any
