@@ -1,7 +1,7 @@
-"""The bare way: an ASGI callable that decodes, runs the model once a request and encodes.
+"""The baseline with a model: an ASGI callable that decodes, runs the model, and encodes.
 
-What one would write who wants speed and nothing else: no errors, no metrics, no ids. The model
-runs inline, in the event loop.
+The shortest fast server: no error responses, no metrics, no request ids. The model runs once per
+request, on the event loop.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""The limit: what uvicorn can do when the application does nothing.
-
-The body is read, as a server must, and fixed bytes are the answer.
-"""
+"""The baseline without a model: uvicorn reads the body and returns fixed bytes."""
 
 import os
 from typing import Any

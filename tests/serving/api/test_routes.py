@@ -74,14 +74,14 @@ def test_the_sample_is_labelled(client: Client) -> None:
     assert label in labels
 
 
-def test_another_path_is_refused_in_the_same_form(iris: httpx.Client) -> None:
+def test_an_unknown_path_is_rejected_in_the_same_form(iris: httpx.Client) -> None:
     for path in ("/nope", "/predict/", "/v2/nope", "/docs/assets/nope.js"):
         answer = iris.get(path)
         assert answer.status_code == 404
         assert answer.json() == {"error": f"{path}: no such path"}
 
 
-def test_another_method_is_refused_in_the_same_form(iris: httpx.Client) -> None:
+def test_another_method_is_rejected_in_the_same_form(iris: httpx.Client) -> None:
     answer = iris.post("/metadata")
 
     assert answer.status_code == 405
