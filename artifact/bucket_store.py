@@ -54,14 +54,16 @@ class BucketStore:
         """
         path = f"{contract.name}/{contract.version}"
         with tempfile.TemporaryDirectory() as directory:
-            stage(Path(directory), contract, model, f"{self.uri}/{path}")
+            staged = stage(Path(directory), contract, model, f"{self.uri}/{path}")
+            # The verified bytes, not a second encoding of the contract.
+            text = (staged / CONTRACT_FILE).read_bytes()
         self.reject_existing(contract.name, contract.version)
         if not self._create(f"{path}/{MODEL_FILE}", model):
             raise StoreError(
                 f"{self.uri}/{path}/{MODEL_FILE}: another model is there without a contract. "
                 "Another training publishes it, or was killed: choose another VERSION."
             )
-        if not self._create(f"{path}/{CONTRACT_FILE}", contract.to_json().encode()):
+        if not self._create(f"{path}/{CONTRACT_FILE}", text):
             raise self._exists(contract.name, contract.version)
         return f"{self.uri}/{path}"
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT, INT64, STRING, BOOL = (
@@ -32,3 +33,14 @@ def save(path: Path, inputs: Any, outputs: Any, nodes: Any, constants: Any = ())
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def save_table(path: Path) -> Path:
+    """Write a model that looks up an index in a table of five values; other indices fail."""
+    return save(
+        path,
+        [("index", INT64, ["N"])],
+        [("value", FLOAT, ["N"])],
+        [("Gather", ["table", "index"], ["value"])],
+        [("table", np.arange(5, dtype=np.float32))],
+    )

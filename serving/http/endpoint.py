@@ -2,8 +2,8 @@
 
 A request whose body is complete is an HttpExchange. Its Endpoint lets an Operation (predict.py,
 infer.py) parse it, submits it to the batcher, lets the operation render the outputs, and replies.
-All steps are callbacks: an asyncio task per request, with its coroutines and ASGI messages, costs
-as much as all other work together. Without it, /predict handles 1.9 times the requests per second.
+All steps are callbacks, without an asyncio task, coroutines, and ASGI messages per request: without
+a network, /predict takes 35 µs here and 57 µs through ASGI (64 connections, Python 3.11).
 
 The server's protocol (http_protocol.py) calls handle() if a request arrives as a whole. Requests
 that arrive in pieces, and all requests of another ASGI server, are handled by __call__().
@@ -160,7 +160,7 @@ class Endpoint(Generic[AnyRequest]):
             self._finish(exchange, 200, headers, body)
 
     def _headers_of(self, model: Model) -> ModelHeaders:
-        # Built again only after a reload: it takes about 30 µs, longer than a run of a small model.
+        # Built again only after a reload: it takes 8 µs, about as long as a run of a small model.
         if self._model_headers is None or self._contract_sha256 != model.contract_sha256:
             self._model_headers = ModelHeaders(model.contract)
             self._contract_sha256 = model.contract_sha256

@@ -1,6 +1,5 @@
 """STORE and MODEL as a file:// URI: every release tool treats them like the plain path."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from release.local.server_process import ServerProcess
+from tests.kubeconfig import write_unreachable_kubeconfig
 from tests.servers import Start
 
 ROOT = Path(__file__).parents[2]
@@ -23,15 +23,7 @@ def checkout(store: Path, tmp_path: Path) -> Path:
     docker = tmp_path / "docker"
     docker.write_text('#!/bin/sh\necho "docker $1 is called" >&2\nexit 1\n')
     docker.chmod(0o755)
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "gone",
-        "clusters": [{"name": "gone", "cluster": {"server": "https://127.0.0.1:1"}}],
-        "contexts": [{"name": "gone", "context": {"cluster": "gone", "user": "nobody"}}],
-        "users": [{"name": "nobody", "user": {"token": "none"}}],
-    }
-    (tmp_path / "kubeconfig").write_text(json.dumps(config))
+    write_unreachable_kubeconfig(tmp_path / "kubeconfig")
     return folder
 
 

@@ -36,7 +36,7 @@ from uvicorn_worker import UvicornWorker
 from artifact.contract import read_contract
 from serving.errors import RequestError
 from serving.inference.model import Model
-from tests.onnx_files import FLOAT, INT64, save
+from tests.onnx_files import save_table
 from tests.servers import ROWS, Start, connect, wait_until
 from training.import_onnx import make_contract
 
@@ -250,13 +250,7 @@ def test_onnxruntime_raises_its_private_errors_for_values_that_a_model_cannot_ha
     tmp_path: Path,
 ) -> None:
     """An index outside of the table: a mistake of the client, so not status 500."""
-    file = save(
-        tmp_path / "table.onnx",
-        [("index", INT64, ["N"])],
-        [("value", FLOAT, ["N"])],
-        [("Gather", ["table", "index"], ["value"])],
-        [("table", np.arange(5, dtype=np.float32))],
-    )
+    file = save_table(tmp_path / "table.onnx")
     artifact = Path(
         make_contract(
             onnx_file=file, name="table", version="1", store=tmp_path / "store", purpose="a test"

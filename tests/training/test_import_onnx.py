@@ -113,7 +113,7 @@ def test_a_model_of_single_rows_gives_one_golden_row(tmp_path: Path) -> None:
     assert describe(model, tmp_path / "store").golden_inputs()["x"].shape == (1, 2)
 
 
-def test_when_no_size_runs_a_sample_is_asked_for(
+def test_the_error_names_sample_if_no_size_runs(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TrainingError) as raised:
@@ -380,7 +380,7 @@ def test_external_data_that_is_missing_or_too_large_is_refused(
         describe(model, tmp_path / "store")
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_model_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(TrainingError, match=r"text\.onnx: "):
         describe(tmp_path / "text.onnx", tmp_path / "store")

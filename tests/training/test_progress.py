@@ -22,7 +22,7 @@ def test_a_log_gets_one_whole_line_a_step() -> None:
     assert second.startswith("[2/2] Fit: ")
 
 
-def test_a_failed_step_is_said_to_have_failed() -> None:
+def test_a_failed_step_is_reported_as_failed() -> None:
     text = io.StringIO()
     with pytest.raises(ValueError, match="no"), Steps(1, Console(file=text)).step("Fit"):
         raise ValueError("no")

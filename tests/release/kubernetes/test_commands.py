@@ -3,7 +3,6 @@
 tests/e2e tests on a real cluster what they change.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 
 from release.compatibility.record import RECORD
 from tests.fakes import FakePasswordStore, unavailable
+from tests.kubeconfig import write_unreachable_kubeconfig
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -24,16 +24,7 @@ def _unreachable_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A context whose cluster is unreachable, with the real kubectl."""
     if shutil.which("kubectl") is None:
         unavailable("needs kubectl")
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "gone",
-        "clusters": [{"name": "gone", "cluster": {"server": "https://127.0.0.1:1"}}],
-        "contexts": [{"name": "gone", "context": {"cluster": "gone", "user": "nobody"}}],
-        "users": [{"name": "nobody", "user": {"token": "none"}}],
-    }
-    path = tmp_path / "kubeconfig"
-    path.write_text(json.dumps(config))
+    path = write_unreachable_kubeconfig(tmp_path / "kubeconfig")
     monkeypatch.setenv("KUBECONFIG", str(path))
 
 

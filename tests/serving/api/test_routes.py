@@ -144,7 +144,7 @@ def metrics(url: str) -> dict[tuple[str, ...], float]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_metrics_count_what_was_asked(server: Start, workers: str) -> None:
+def test_metrics_count_requests_by_endpoint(server: Start, workers: str) -> None:
     """With several workers, any of them answers for all."""
     url = server(WORKERS=workers).wait_until_ready().url
     for _ in range(20):

@@ -79,7 +79,7 @@ def test_workers_make_different_ids(server: Start) -> None:
     assert len(made) == count
 
 
-def test_requests_are_not_logged_unless_it_is_asked_for(server: Start) -> None:
+def test_requests_are_logged_only_with_access_log(server: Start) -> None:
     running = server().wait_until_ready()
 
     httpx.post(f"{running.url}/predict", json={"data": ROWS})

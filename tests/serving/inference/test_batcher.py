@@ -14,7 +14,7 @@ from serving.inference.model import Model
 from serving.inference.request import InferenceRequest
 from serving.metrics.counters import Counters
 from serving.metrics.metrics import Metrics
-from tests.onnx_files import FLOAT, INT64, save
+from tests.onnx_files import FLOAT, save, save_table
 from training.import_onnx import make_contract
 
 MAX_ROWS = 16
@@ -112,13 +112,7 @@ def test_single_request_does_not_wait_for_further_requests(
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """A model that looks up an index in a table. It fails for an index outside of the table."""
-    file = save(
-        tmp_path / "table.onnx",
-        [("index", INT64, ["N"])],
-        [("value", FLOAT, ["N"])],
-        [("Gather", ["table", "index"], ["value"])],
-        [("table", np.arange(5, dtype=np.float32))],
-    )
+    file = save_table(tmp_path / "table.onnx")
     store = tmp_path / "store"
     return Path(
         make_contract(onnx_file=file, name="table", version="1", store=store, purpose="a test")
